@@ -1,0 +1,6 @@
+"""The methods: one file each, one interface."""
+
+from hesitant.methods.deterministic import Deterministic
+from hesitant.methods.sngp import SNGP
+
+__all__ = ["SNGP", "Deterministic"]

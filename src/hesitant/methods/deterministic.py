@@ -1,0 +1,42 @@
+"""The plain model, answering with a Prediction."""
+
+from typing import Any
+
+from hesitant.methods.batches import batches, logits_of
+from hesitant.methods.wrapper import ModelWrapper, evaluating, prediction_of
+from hesitant.prediction import Prediction
+
+_NO_SPLIT = (
+    "a deterministic model answers with one distribution, which cannot be split into aleatoric and epistemic parts:"
+    " use SNGP,"
+    " MCDropout or DeepEnsemble."
+)
+
+
+class Deterministic(ModelWrapper):
+    """Answers with the softmax of the plain model: the baseline that the other methods are compared with.
+
+    Args:
+        model: A classifier that answers logits ``(B, C)`` (or a single logit, or probabilities), as a tensor or as the
+            ``logits`` of an object or dict.
+    """
+
+    def predict(self, inputs: Any, *, batch_size: int = 512) -> Prediction:
+        """Answers the Prediction for inputs of any length, in eval mode, in batches.
+
+        Args:
+            inputs: What the model takes (a tensor, several, a dict of them), a Dataset or a DataLoader. Targets come
+                as the last entry of a tuple in a Dataset, or as ``labels`` in a dict.
+            batch_size: Inputs in one forward pass.
+
+        Raises:
+            ValueError: The inputs are empty, or the model's output is not ``(B, C)``.
+            TypeError: The inputs, or the model's output, are of an unknown type.
+        """
+        parts: list[Prediction] = []
+        with evaluating(self) as device:
+            for batch in batches(inputs, batch_size):
+                batch = batch.to(device)
+                output = logits_of(self.model(*batch.args, **batch.kwargs))
+                parts.append(prediction_of(output, batch.targets, split_unavailable=_NO_SPLIT))
+        return Prediction.cat(parts)

@@ -1,0 +1,299 @@
+"""SNGP: a distance-aware classifier from a single model and a single forward pass."""
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hesitant.methods.batches import batches, logits_of, shared_batches
+from hesitant.methods.classifier import find_classifier
+from hesitant.methods.fingerprint import fingerprint
+from hesitant.methods.wrapper import ModelWrapper, evaluating, prediction_of
+from hesitant.nn import CovarianceError, GaussianLogits, RandomFeatureGaussianProcess, SpectralNormalizer
+from hesitant.nn.laplace import CovarianceState
+from hesitant.nn.spectral_norm import ConvNorm
+from hesitant.prediction import Prediction
+from hesitant.simplex import two_class_logits
+
+_SAMPLES_AT_ONCE = 2**22  # numbers, 16 MiB in float32
+_NO_SPLIT = (
+    "the mean-field approximation answers with one distribution, which cannot be split: predict with"
+    ' posterior="monte_carlo".'
+)
+
+
+class SNGP(ModelWrapper):
+    r"""Takes a classifier over and makes it aware of the distance to its training data.
+
+    The classifier (the model's last Linear) becomes a Gaussian process, :attr:`gp`; the weights of the layers before
+    it are bounded in spectral norm while training, so that features keep distances. Train it as any model. Then
+    :meth:`fit_covariance` makes one exact pass over the training data, after which ``softmax(model(x))`` in eval mode
+    fades to the uniform distribution away from that data, and :meth:`predict` answers with everything else.
+
+    The covariance belongs to the weights that it was fitted with. Once they move (a training step, weights loaded)
+    :attr:`covariance_state` is ``"stale"``: eval mode gives plain logits and warns once, :meth:`predict` raises.
+
+    Source: Liu et al., "Simple and Principled Uncertainty Estimation with Deterministic Deep Learning via Distance
+    Awareness", NeurIPS 2020.
+
+    Args:
+        model: Any classifier whose logits come from a Linear. It is changed in place.
+        classifier: Name of that Linear, where :func:`find_classifier` cannot tell.
+        example_input: What the model is called with, to find the last Linear by running it.
+        norm_bound: Bound on the norm of each layer before the classifier; None bounds nothing. The default, 6, is that
+            of the published image models and leaves pretrained weights nearly as they are; residual blocks trained from
+            scratch want 0.95 or less, as in the paper.
+        conv_norm: See :class:`SpectralNormalizer`.
+        generator: Draws the random features and the output weights.
+        gp_options: Options of :class:`RandomFeatureGaussianProcess`, such as ``num_inducing``, ``kernel_scale`` (here
+            ``"median"`` unless given), ``ridge_penalty``, ``momentum``, ``mean_field_factor``.
+
+    Raises:
+        ValueError: The classifier cannot be told, or an option is out of its range.
+    """
+
+    fitted_fingerprint: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        classifier: str | None = None,
+        example_input: Any = None,
+        norm_bound: float | None = 6.0,
+        conv_norm: ConvNorm = "operator",
+        generator: torch.Generator | None = None,
+        **gp_options: Any,
+    ) -> None:
+        self._refuse_wrapped(model)
+        name = find_classifier(model, classifier, example_input)
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        gp = RandomFeatureGaussianProcess(
+            linear.in_features, linear.out_features, generator=generator, **{"kernel_scale": "median", **gp_options}
+        ).to(device=linear.weight.device, dtype=linear.weight.dtype)
+        if name:
+            model.set_submodule(name, gp)
+        super().__init__(model if name else gp)
+        self.classifier_name = name
+        self.spectral_normalizer = (
+            None if norm_bound is None else SpectralNormalizer(model, norm_bound, conv_norm=conv_norm)
+        )
+        self.register_buffer("fitted_fingerprint", torch.zeros((), dtype=torch.int64))
+        self._unverified = False
+        loaded = _WeightsLoaded(self)
+        for module in self.model.modules():
+            module.register_load_state_dict_post_hook(loaded)
+        # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"{self._laplace_prefix('model.')}{name}" for name, _ in gp.laplace.named_buffers()
+        ]
+
+    @property
+    def gp(self) -> RandomFeatureGaussianProcess:
+        """The Gaussian process that stands where the classifier was."""
+        gp = self.model.get_submodule(self.classifier_name)
+        assert isinstance(gp, RandomFeatureGaussianProcess)
+        return gp
+
+    @property
+    def covariance_state(self) -> CovarianceState:
+        """``"none"``, ``"fitted"``, or ``"stale"``: the weights have moved since, whatever moved them."""
+        self._verify()
+        return self.gp.covariance_state
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Answers the model's output: plain logits in training, mean-field logits in eval mode once fitted."""
+        if self.training:
+            if self.spectral_normalizer is not None and torch.is_grad_enabled():
+                self.spectral_normalizer.project()
+        elif self._unverified:
+            self._verify()
+        return self.model(*args, **kwargs)
+
+    def regularization_loss(self) -> Tensor:
+        """Answers the L2 penalty on the output weights, to be added to the training loss."""
+        return self.gp.regularization_loss()
+
+    def fit_covariance(self, data: Any, *, batch_size: int = 512) -> None:
+        """Fits the covariance to the training data: one exact pass, without gradients or dropout, from scratch.
+
+        In a run of several workers each takes its share of the data, and their sums are added up: the result is that of
+        one worker.
+
+        Args:
+            data: A Dataset, a DataLoader, tensors or a dict of them, with or without targets.
+            batch_size: Inputs in one forward pass, where the data has no batches of its own.
+
+        Raises:
+            CovarianceError: The layer keeps a running covariance (``momentum``).
+            ValueError: The data is empty or holds NaN or Inf.
+        """
+        gp = self.gp
+        if gp.laplace.momentum is not None:
+            raise CovarianceError(
+                f"fit_covariance: with momentum={gp.laplace.momentum} the covariance is kept while training. Make"
+                " the model"
+                " with momentum=None for an exact pass."
+            )
+        if self.spectral_normalizer is not None:
+            self.spectral_normalizer.project(
+                num_iterations=max(1, self.spectral_normalizer.warm_up_iterations), force=True
+            )
+        gp.reset_covariance()
+        handle = gp.register_forward_pre_hook(lambda _gp, args: gp.update(args[0]))
+        try:
+            with evaluating(self) as device:
+                gp.training = True  # without gradients: plain logits, no warning, nothing marked
+                for batch in shared_batches(data, batch_size):
+                    batch = batch.to(device)
+                    self.model(*batch.args, **batch.kwargs)
+        except BaseException:
+            gp.reset_covariance()
+            raise
+        finally:
+            handle.remove()
+        if dist.is_available() and dist.is_initialized():
+            gp.laplace.all_reduce()
+        if gp.covariance_state == "none":
+            raise ValueError("data holds no batch that reached the classifier: expected at least one input.")
+        gp.factorize()
+        self.fitted_fingerprint.fill_(self._fingerprint())
+        self._unverified = False
+
+    def predict(
+        self,
+        inputs: Any,
+        *,
+        posterior: Literal["mean_field", "monte_carlo"] = "mean_field",
+        num_samples: int = 100,
+        generator: torch.Generator | None = None,
+        batch_size: int = 512,
+    ) -> Prediction:
+        """Answers the Prediction for inputs of any length, in eval mode, in batches.
+
+        Args:
+            inputs: What the model takes (a tensor, several, a dict of them), a Dataset or a DataLoader. Targets come
+                as the last entry of a tuple in a Dataset, or as ``labels`` in a dict.
+            posterior: ``"mean_field"`` answers with the softmax of the mean-field logits; ``"monte_carlo"`` with the
+                mean softmax of ``num_samples`` draws of the logits, which alone tells aleatoric from epistemic
+                uncertainty.
+            num_samples: Draws for an input, with ``"monte_carlo"``.
+            generator: Draws them; None is one seeded with 0, so that two calls agree.
+            batch_size: Inputs in one forward pass.
+
+        Raises:
+            CovarianceError: The covariance is not fitted, or stale.
+            ValueError: An argument is out of its range, or the inputs are empty.
+        """
+        if posterior not in ("mean_field", "monte_carlo"):
+            raise ValueError(f"posterior={posterior!r} is not known: expected 'mean_field' or 'monte_carlo'.")
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} must be at least 1.")
+        self._verify()
+        gp = self.gp
+        gp.laplace.require_fitted("predict")
+        parts: list[Prediction] = []
+        kept: list[GaussianLogits] = []
+        gp.posterior_hook = kept.append
+        try:
+            with evaluating(self) as device:
+                if generator is None:
+                    generator = torch.Generator(device).manual_seed(0)
+                for batch in batches(inputs, batch_size):
+                    batch = batch.to(device)
+                    kept.clear()
+                    output = logits_of(self.model(*batch.args, **batch.kwargs))
+                    gaussian = self._posterior_of(output, kept)
+                    if posterior == "monte_carlo":
+                        parts.append(_sampled(gaussian, batch.targets, num_samples, generator))
+                    else:
+                        parts.append(
+                            prediction_of(
+                                output,
+                                batch.targets,
+                                mean_logits=gaussian.mean,
+                                logit_variance=gaussian.variance,
+                                split_unavailable=_NO_SPLIT,
+                            )
+                        )
+        finally:
+            gp.posterior_hook = None
+        return Prediction.cat(parts)
+
+    # ---------------------------------------------------------------- inside
+
+    def _posterior_of(self, output: Tensor, kept: list[GaussianLogits]) -> GaussianLogits:
+        if len(kept) != 1 or kept[0].mean.shape != output.shape:
+            shapes = [tuple(gaussian.mean.shape) for gaussian in kept]
+            raise ValueError(
+                f"predict: the model answered logits of shape {tuple(output.shape)}, and its Gaussian process"
+                f" {shapes}: the"
+                " variance of the answer is not known where the model goes on after its classifier."
+                " softmax(model(x)) is"
+                " the predictive distribution all the same."
+            )
+        return kept[0]
+
+    def _verify(self) -> None:
+        """Marks the covariance stale if the weights are not, to the bit, those that it was fitted with."""
+        gp = self.gp
+        self._unverified = False
+        exact = gp.covariance_state == "fitted" and gp.laplace.momentum is None
+        if exact and int(self.fitted_fingerprint) != self._fingerprint():
+            gp.laplace.mark_stale()
+
+    def _fingerprint(self) -> int:
+        return fingerprint(self.model, without=self._laplace_prefix())
+
+    def _laplace_prefix(self, prefix: str = "") -> str:
+        return f"{prefix}{self.classifier_name}.laplace." if self.classifier_name else f"{prefix}laplace."
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SNGP":
+        # A cast rounds the weights and is no training: what was fitted before it is fitted after it.
+        held = self.covariance_state == "fitted"
+        super()._apply(fn, recurse)
+        if held and not self.fitted_fingerprint.is_meta:
+            self.fitted_fingerprint.fill_(self._fingerprint())
+        return self
+
+    @staticmethod
+    def _refuse_wrapped(model: Any) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
+        for name, module in model.named_modules():
+            if isinstance(module, RandomFeatureGaussianProcess):
+                raise ValueError(f"model has a Gaussian process already, at {name!r}: wrap the plain model.")
+
+
+class _WeightsLoaded:
+    """A load_state_dict hook on every module of the model: whoever loads weights, the covariance is checked again."""
+
+    def __init__(self, owner: SNGP) -> None:
+        self.owner = owner
+
+    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
+        self.owner._unverified = True
+
+
+def _sampled(
+    gaussian: GaussianLogits, targets: Tensor | None, num_samples: int, generator: torch.Generator
+) -> Prediction:
+    """Answers the Prediction of ``num_samples`` draws of each input's logits, a few inputs at a time."""
+    gaussian = GaussianLogits(two_class_logits(gaussian.mean), two_class_logits(gaussian.variance))
+    rows = max(1, _SAMPLES_AT_ONCE // (num_samples * gaussian.mean.shape[1]))
+    parts: list[Prediction] = []
+    for start in range(0, len(gaussian.mean), rows):
+        chosen = slice(start, start + rows)
+        part = GaussianLogits(gaussian.mean[chosen], gaussian.variance[chosen])
+        parts.append(
+            Prediction.from_samples(
+                torch.log_softmax(part.sample(num_samples, generator), -1),  # (S, B, C)
+                targets=None if targets is None else targets[chosen],
+                logits=part.mean,
+                logit_variance=part.variance,
+                log=True,
+            )
+        )
+    return Prediction.cat(parts)

@@ -1,0 +1,107 @@
+"""What every method around one model shares: the model's signature, its attributes, its modes."""
+
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hesitant.prediction import Prediction
+
+
+class ModelWrapper(nn.Module):
+    """A model with a method around it, which can stand wherever the model stood.
+
+    ``forward`` keeps the signature of the model's (training libraries read it), and attributes that the wrapper does
+    not have are the model's.
+    """
+
+    model: nn.Module
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
+        self.model = model
+        # A method bound to this instance, so that a copy of the wrapper gets one bound to the copy.
+        self.__dict__["forward"] = types.MethodType(
+            _with_signature(type(self).forward, inspect.signature(model.forward)), self
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Answers :meth:`call`, under the signature of the model's own ``forward``."""
+        return self.call(*args, **kwargs)
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Answers what ``forward`` answers: in eval mode logits whose softmax is the predictive distribution."""
+        return self.model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Answers the model's attribute where the wrapper has none of that name."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            model = self.__dict__.get("_modules", {}).get("model")
+            if model is None:
+                raise
+            return getattr(model, name)
+
+
+def _with_signature(function: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
+    """Answers a copy of a method whose signature, after ``self``, is another function's."""
+    copy = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, function.__closure__)
+    self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    copy.__signature__ = signature.replace(parameters=[self_parameter, *signature.parameters.values()])  # type: ignore[attr-defined]
+    return copy
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Puts the model into eval mode without gradients, gives its device, and restores every mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    tensors = (tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
+    device = next(tensors, torch.empty(0)).device
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield device
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def prediction_of(
+    output: Tensor,
+    targets: Tensor | None,
+    *,
+    mean_logits: Tensor | None = None,
+    logit_variance: Tensor | None = None,
+    split_unavailable: str | None = None,
+) -> Prediction:
+    """Answers the Prediction of a model's output: logits ``(B, C)``, a single logit, or probabilities that sum to 1."""
+    if is_distribution(output):
+        return Prediction(
+            output,
+            targets=targets,
+            logits=mean_logits,
+            logit_variance=logit_variance,
+            split_unavailable=split_unavailable,
+        )
+    return Prediction.from_logits(
+        output,
+        targets=targets,
+        mean_logits=mean_logits,
+        logit_variance=logit_variance,
+        split_unavailable=split_unavailable,
+    )
+
+
+def is_distribution(output: Tensor) -> bool:
+    """Whether a model's output ``(B, C)`` has been through a softmax already: no entry negative, each row sums to 1."""
+    if output.ndim != 2 or output.shape[1] < 2 or len(output) == 0:
+        return False
+    tolerance = 64 * torch.finfo(output.dtype).eps
+    return bool((output >= 0).all()) and bool(((output.double().sum(1) - 1).abs() <= tolerance).all())

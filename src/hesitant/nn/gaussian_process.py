@@ -1,0 +1,426 @@
+"""A Gaussian-process output layer: random Fourier features with a Laplace posterior over their weights."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hesitant.nn.gaussian_logits import GaussianLogits, MeanFieldLikelihood
+from hesitant.nn.laplace import CovarianceState, LaplaceCovariance
+from hesitant.nn.posterior_factor import PosteriorFactor
+from hesitant.nn.random_features import RandomFeatureKind, draw_projection, median_kernel_scale
+
+Likelihood = Literal["gaussian", "binary_logistic", "poisson"]
+
+_MEAN_FIELD: dict[Likelihood, MeanFieldLikelihood] = {
+    "gaussian": "logistic",
+    "binary_logistic": "binary_logistic",
+    "poisson": "poisson",
+}
+
+
+class RandomFeatureGaussianProcess(nn.Module):
+    r"""Answers logits that fade to indifference away from the training data: ``logits(x) = phi(x) beta``.
+
+    ``phi(x) = sqrt(2/M) cos(W x / sqrt(kernel_scale) + b)`` with W and b frozen approximates a Gaussian process with
+    the kernel ``exp(-|x - x'|^2 / (2 kernel_scale))``. Its Laplace approximation has the precision
+    ``P = ridge I + sum_i w_i phi_i phi_i^T`` and the variance ``ridge phi(x)^T P^-1 phi(x)``, shared by the classes.
+    For a Gaussian likelihood the ridge is the noise variance; for a classifier this is a tempered Laplace
+    approximation.
+
+    In training ``forward`` answers plain logits ``(..., C)``; in evaluation mean-field logits, once :meth:`update` has
+    seen the data. As long as it has not, or the weights have moved since, evaluation answers plain logits and warns
+    once, while :meth:`posterior` raises. Inputs are ``(..., D)``; the precision and its factor stay in float64 or
+    float32 whatever the module's own dtype, and under any autocast.
+
+    Source: Liu et al., "Simple and Principled Uncertainty Estimation with Deterministic Deep Learning via Distance
+    Awareness", NeurIPS 2020, section 3.1 and equation 9; Rahimi and Recht, "Random Features for Large-Scale Kernel
+    Machines", NeurIPS 2007.
+
+    Args:
+        in_features: D, the width of the inputs.
+        out_features: C, the number of logits; 1 for the likelihoods binary_logistic and poisson.
+        num_inducing: M, the number of random features.
+        kernel: ``"gaussian"``, or ``"linear"``, where phi(x) = x.
+        kernel_scale: Squared length scale of the kernel, or ``"median"``: the median squared distance within the first
+            batch that the layer sees.
+        train_kernel_scale: Whether the optimizer learns the kernel scale (as its logarithm).
+        normalize_input: Whether inputs go through a (trainable) LayerNorm first.
+        random_features: ``"gaussian"``, or ``"orthogonal"`` block by block.
+        random_features_std: Standard deviation of W.
+        activation: What makes features of the projection; ``torch.relu`` gives an arc-cosine kernel.
+        scale_random_features: Whether features carry sqrt(2/M), so that the prior variance is about 1.
+        bias: Constant added to the logits.
+        train_bias: Whether the optimizer learns it.
+        l2_penalty: Weight of ``sum(beta^2)`` in :meth:`regularization_loss`.
+        ridge_penalty: Prior precision of the output weights.
+        momentum: None: :meth:`update` sums the data exactly, in a pass of its own. In (0, 1]: each *training forward*
+            adds its batch to a running sum ``S <- m S + sum_i w_i phi_i phi_i^T`` that forgets old batches, for who
+            cannot make a second pass. 1 forgets nothing, and then needs :meth:`reset_covariance` before each epoch.
+        num_data: With momentum: the number of inputs that the running average stands for, so that the precision is
+            ``ridge I + num_data * average``; None is the size of the averaging window itself.
+        ridge_decay: With momentum below 1: the reference's ``P <- m P + (1 - m) dP / batch``, whose ridge fades too.
+        likelihood: Weights of the data in the precision: 1 for ``"gaussian"``, p(1 - p) for ``"binary_logistic"``, e^f
+            for ``"poisson"``.
+        mean_field_factor: Factor of the mean-field logits that evaluation answers; None leaves them plain.
+        generator: Draws W, b and beta.
+        device: Where the layer is made.
+        dtype: Its floating type.
+
+    Raises:
+        ValueError: An argument is out of its range; the message says which and what it may be.
+    """
+
+    random_weight: Tensor | None
+    random_phase: Tensor | None
+    log_kernel_scale: Tensor
+    output_bias: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        num_inducing: int = 1024,
+        kernel: Literal["gaussian", "linear"] = "gaussian",
+        kernel_scale: float | Literal["median"] = 1.0,
+        train_kernel_scale: bool = False,
+        normalize_input: bool = False,
+        random_features: RandomFeatureKind = "gaussian",
+        random_features_std: float = 1.0,
+        activation: Callable[[Tensor], Tensor] = torch.cos,
+        scale_random_features: bool = True,
+        bias: float = 0.0,
+        train_bias: bool = False,
+        l2_penalty: float = 0.0,
+        ridge_penalty: float = 1.0,
+        momentum: float | None = None,
+        num_data: int | None = None,
+        ridge_decay: bool = False,
+        likelihood: Likelihood = "gaussian",
+        mean_field_factor: float | None = math.pi / 8,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (
+            ("in_features", in_features),
+            ("out_features", out_features),
+            ("num_inducing", num_inducing),
+        ):
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1.")
+        if kernel not in ("gaussian", "linear"):
+            raise ValueError(f"kernel={kernel!r} is not known: expected 'gaussian' or 'linear'.")
+        if kernel_scale != "median" and not (isinstance(kernel_scale, (int, float)) and 0 < kernel_scale < math.inf):
+            raise ValueError(f"kernel_scale={kernel_scale!r} must be a positive number or 'median'.")
+        if likelihood not in _MEAN_FIELD:
+            raise ValueError(
+                f"likelihood={likelihood!r} is not known: expected 'gaussian', 'binary_logistic' or 'poisson'."
+            )
+        if likelihood != "gaussian" and out_features != 1:
+            raise ValueError(
+                f"likelihood={likelihood!r} needs out_features=1, and got out_features={out_features}: its data weights"
+                " are those of a single logit. For several classes use likelihood='gaussian'."
+            )
+        if kernel == "linear" and (kernel_scale != 1.0 or train_kernel_scale):
+            raise ValueError(f"kernel_scale={kernel_scale!r} has no meaning for kernel='linear': leave it out.")
+
+        self.in_features, self.out_features = in_features, out_features
+        self.num_inducing = in_features if kernel == "linear" else num_inducing
+        self.kernel = kernel
+        self.activation = activation
+        self.feature_scale = math.sqrt(2 / num_inducing) if scale_random_features and kernel == "gaussian" else 1.0
+        self.l2_penalty = l2_penalty
+        self.likelihood = likelihood
+        self.mean_field_factor = mean_field_factor
+
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.layer_norm = nn.LayerNorm(in_features, **options) if normalize_input else None
+        if kernel == "gaussian":
+            weight = draw_projection(random_features, num_inducing, in_features, random_features_std, generator)
+            self.register_buffer("random_weight", weight.to(**options))
+            phase = 2 * math.pi * torch.rand(num_inducing, generator=generator)
+            self.register_buffer("random_phase", phase.to(**options))
+        else:
+            self.register_buffer("random_weight", None)
+            self.register_buffer("random_phase", None)
+        log_scale = torch.tensor(math.nan if kernel_scale == "median" else math.log(kernel_scale), **options)
+        if train_kernel_scale:
+            self.log_kernel_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_kernel_scale", log_scale)
+        self._needs_kernel_scale = kernel_scale == "median"
+
+        # The names differ from a Linear's weight and bias: a checkpoint of the plain model must not load into them.
+        limit = math.sqrt(6 / (self.num_inducing + out_features))
+        beta = torch.rand(self.num_inducing, out_features, generator=generator).mul_(2 * limit).sub_(limit)
+        self.beta = nn.Parameter(beta.to(**options))
+        output_bias = torch.full((out_features,), float(bias), **options)
+        if train_bias:
+            self.output_bias = nn.Parameter(output_bias)
+        else:
+            self.register_buffer("output_bias", output_bias)
+
+        self.laplace = LaplaceCovariance(
+            self.num_inducing,
+            ridge_penalty,
+            momentum=momentum,
+            num_data=num_data,
+            ridge_decay=ridge_decay,
+            device=device,
+        )
+        self._warned = False
+        # Who wants the Gaussian of an eval forward, and not its mean-field logits alone, is given it here.
+        self.posterior_hook: Callable[[GaussianLogits], None] | None = None
+
+    # ---------------------------------------------------------------- the function
+
+    @property
+    def kernel_scale(self) -> float:
+        """The squared length scale of the kernel; NaN until the median heuristic has seen its first batch."""
+        return float(self.log_kernel_scale.detach().double().exp())
+
+    def features(self, x: Tensor) -> Tensor:
+        """Answers phi(x), ``(..., M)``, in float32 or better."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._unscaled_features(x) * self.feature_scale
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Answers the plain logits ``(..., C)``, without the mean-field adjustment."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._like_input(self._mean(self._unscaled_features(x)), x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Answers logits ``(..., C)``: plain ones in training, mean-field ones in evaluation (see the class)."""
+        if self.training:
+            if torch.is_grad_enabled():
+                self._trained_on(x)
+            return self.mean(x)
+        if self.covariance_state == "fitted":
+            posterior = self.posterior(x)
+            if self.posterior_hook is not None:
+                self.posterior_hook(posterior)
+            likelihood = _MEAN_FIELD[self.likelihood]
+            return self._like_input(posterior.mean_field_logits(self.mean_field_factor, likelihood), x)
+        if _exporting():
+            self.laplace.require_fitted("export")
+        if not self._warned and not torch.compiler.is_compiling():
+            self._warned = True
+            warnings.warn(
+                f"the covariance is {self.laplace.describe()}: evaluation answers plain logits. Call"
+                " fit_covariance(data) (or"
+                " update(x) on this layer) after training, before the probabilities are used.",
+                stacklevel=2,
+            )
+        return self.mean(x)
+
+    def posterior(self, x: Tensor) -> GaussianLogits:
+        """Answers mean and variance ``(..., C)`` of the logits; the variance is shared by the classes.
+
+        Raises:
+            CovarianceError: The covariance is not fitted, or stale.
+        """
+        factor = self._factor("posterior")
+        with torch.autocast(x.device.type, enabled=False):
+            features = self._unscaled_features(x)
+            mean = self._mean(features)
+            variance = factor.variance(features.flatten(0, -2)) * self.feature_scale**2
+            return GaussianLogits(mean, variance.view(*mean.shape[:-1], 1).expand_as(mean))
+
+    def covariance(self, x: Tensor) -> Tensor:
+        """Answers the posterior covariance between inputs, ``(B, B)``, the same for every class.
+
+        Raises:
+            CovarianceError: The covariance is not fitted, or stale.
+        """
+        factor = self._factor("covariance")
+        return factor.covariance(self.features(x).flatten(0, -2))
+
+    def sample(self, x: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draws functions from the posterior and answers their logits ``(S, ..., C)``, joint over the inputs.
+
+        Raises:
+            CovarianceError: The covariance is not fitted, or stale.
+            ValueError: ``num_samples`` is below 1.
+        """
+        factor = self._factor("sample")
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} must be at least 1.")
+        features = self.features(x)
+        shape = (num_samples, *self.beta.shape)
+        noise = torch.randn(shape, generator=generator, dtype=features.dtype, device=features.device)
+        drawn = factor.weight_noise(noise)  # (S, M, C)
+        logits = torch.einsum("bm,smc->sbc", features.flatten(0, -2), drawn)
+        return logits.view(num_samples, *features.shape[:-1], -1) + self.mean(x).to(features.dtype)
+
+    def regularization_loss(self) -> Tensor:
+        """Answers ``l2_penalty * sum(beta^2)``, to be added to the training loss."""
+        return self.l2_penalty * self.beta.square().sum()
+
+    # ---------------------------------------------------------------- the covariance
+
+    @property
+    def covariance_state(self) -> CovarianceState:
+        """``"none"``, ``"fitted"``, or ``"stale"``: the weights have moved since it was fitted."""
+        return self.laplace.state
+
+    @property
+    def precision(self) -> Tensor:
+        """The precision matrix ``P``, ``(M, M)`` float64, the ridge included."""
+        return self.laplace.precision
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Adds inputs ``(..., D)`` to the covariance.
+
+        Raises:
+            CovarianceError: The covariance is stale: reset it first.
+            ValueError: The batch is empty, holds NaN or Inf, or has the wrong width.
+        """
+        self.laplace.add(*self._contribution(x))
+        self._warned = False
+
+    @torch.no_grad()
+    def downdate(self, x: Tensor) -> None:
+        """Takes inputs ``(..., D)`` that were added before out of the covariance again.
+
+        Raises:
+            CovarianceError: The covariance is not fitted or stale, or keeps a running average, or holds fewer inputs.
+            ValueError: The batch is empty, holds NaN or Inf, or has the wrong width.
+        """
+        self.laplace.remove(*self._contribution(x))
+
+    @torch.no_grad()
+    def reset_covariance(self) -> None:
+        """Forgets all data: the covariance is that of the prior, and its state ``"none"``."""
+        self.laplace.reset()
+
+    def factorize(self) -> None:
+        """Factors the precision now, rather than at the next evaluation.
+
+        Raises:
+            CovarianceError: The covariance is not fitted, or stale, or not positive.
+        """
+        self._factor("factorize")
+
+    # ---------------------------------------------------------------- inside
+
+    def _unscaled_features(self, x: Tensor) -> Tensor:
+        x = self._checked(x)
+        if self.layer_norm is not None:
+            norm = self.layer_norm
+            x = F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+        if self.random_weight is None or self.random_phase is None:
+            return x
+        if self._needs_kernel_scale:
+            self._set_median_kernel_scale(x)
+        # Scaling the inputs costs B x D, scaling the projection B x M.
+        scaled = x * torch.exp(-0.5 * self.log_kernel_scale)
+        return self.activation(F.linear(scaled.to(x.dtype), self.random_weight, self.random_phase))
+
+    def _mean(self, features: Tensor) -> Tensor:
+        beta = self.beta.to(features.dtype) * self.feature_scale
+        return features @ beta + self.output_bias.to(features.dtype)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.ndim < 1 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: expected (..., {self.in_features}), the in_features of this layer."
+            )
+        if not x.is_floating_point():
+            raise ValueError(f"x has dtype {x.dtype}: expected a floating type.")
+        if x.ndim == 1:
+            raise ValueError(f"x has shape {tuple(x.shape)}: expected a batch; call x.unsqueeze(0) for one input.")
+        reference = self.log_kernel_scale if self.random_weight is None else self.random_weight
+        dtype = torch.promote_types(reference.dtype, torch.float32)
+        if x.dtype == torch.float64 and dtype == torch.float32:
+            raise ValueError("x is float64 and this layer float32: call x.float(), or double() on the layer.")
+        return x.to(dtype)
+
+    def _like_input(self, logits: Tensor, x: Tensor) -> Tensor:
+        return logits if torch.is_autocast_enabled(x.device.type) else logits.to(x.dtype)
+
+    @torch.compiler.disable
+    def _trained_on(self, x: Tensor) -> None:
+        if self.laplace.momentum is None:
+            self.laplace.mark_stale()
+        # Activation checkpointing runs forward again inside backward: the batch has been counted then.
+        elif torch._C._current_graph_task_id() == -1:
+            self.update(x)
+
+    def _contribution(self, x: Tensor) -> tuple[Tensor, int]:
+        """Answers ``sum_i w_i phi_i phi_i^T`` in float64, ``(M, M)``, and the number of inputs."""
+        with torch.autocast(x.device.type, enabled=False):
+            features = self._unscaled_features(x).flatten(0, -2)
+            if len(features) == 0:
+                raise ValueError(f"x has shape {tuple(x.shape)}: an empty batch says nothing about the covariance.")
+            if not bool(torch.isfinite(features).all()):
+                where = "x holds NaN or Inf" if not bool(torch.isfinite(x).all()) else "the features are not finite"
+                raise ValueError(
+                    f"{where} (batch of shape {tuple(x.shape)}): nothing was added to the covariance. Mend or leave out"
+                    " these inputs."
+                )
+            wide = features.double()
+            if self.likelihood == "gaussian":
+                weighted = wide
+            else:
+                logits = self._mean(features).double()  # (B, 1)
+                p = torch.sigmoid(logits)
+                weighted = wide * (p * (1 - p) if self.likelihood == "binary_logistic" else logits.exp())
+            product = (wide.T @ weighted).mul_(self.feature_scale**2)
+        count = len(features)
+        if self.laplace.momentum is not None and dist.is_available() and dist.is_initialized():
+            total = torch.tensor(float(count), dtype=torch.float64, device=product.device)
+            dist.all_reduce(product)
+            dist.all_reduce(total)
+            count = int(total)
+        return product, count
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _set_median_kernel_scale(self, x: Tensor) -> None:
+        log_scale = median_kernel_scale(x).log()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(log_scale)
+            log_scale /= dist.get_world_size()
+        self.log_kernel_scale.data.copy_(log_scale)
+        self._needs_kernel_scale = False
+
+    def _factor(self, what: str) -> PosteriorFactor:
+        self.laplace.require_fitted(what)
+        with torch.no_grad():
+            return self.laplace.factorize(torch.promote_types(self.log_kernel_scale.dtype, torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RandomFeatureGaussianProcess":
+        """Moves the layer as any module, but keeps the random features in float32 or better."""
+        before = {name: getattr(self, name) for name in ("random_weight", "random_phase", "log_kernel_scale")}
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            moved = getattr(self, name)
+            if name in self._buffers and moved is not None and moved.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, tensor.to(moved.device, torch.float32))
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._needs_kernel_scale = bool(torch.isnan(self.log_kernel_scale))
+
+    def extra_repr(self) -> str:
+        """Answers the layer's line in ``print(model)``."""
+        return (
+            f"{self.in_features}, {self.out_features}, num_inducing={self.num_inducing}, kernel={self.kernel!r},"
+            f" covariance={self.covariance_state}"
+        )
+
+
+def _exporting() -> bool:
+    # torch.compiler.is_exporting came with torch 2.7; before it, tracing for export reads as compiling.
+    is_exporting = getattr(torch.compiler, "is_exporting", None)
+    return bool(is_exporting()) if is_exporting is not None else False

@@ -1,0 +1,157 @@
+"""Power iteration on stacks of linear operators: all layers of one shape advance together."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_INPUT = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+class StackedOperator(Protocol):
+    """L linear operators of one shape, whose weights ``(L, ...)`` are given with each call."""
+
+    def output_shape(self, weight: Tensor) -> tuple[int, ...]:
+        """Answers the shape of one operator's output."""
+
+    def apply(self, weight: Tensor, v: Tensor) -> Tensor:
+        """Answers A v of each operator, ``(L, *output_shape)``."""
+
+    def adjoint(self, weight: Tensor, u: Tensor) -> Tensor:
+        """Answers A^T u of each operator, ``(L, *input_shape)``."""
+
+
+@dataclass(frozen=True)
+class MatrixOperator:
+    """Matrices ``(L, out, ...)``; whatever follows the first axis is flattened into one."""
+
+    def output_shape(self, weight: Tensor) -> tuple[int, ...]:
+        """Answers ``(out,)``."""
+        return (weight.shape[1],)
+
+    def apply(self, weight: Tensor, v: Tensor) -> Tensor:
+        """Answers W v, ``(L, out)``."""
+        return torch.bmm(weight.flatten(2), v.unsqueeze(2)).squeeze(2)
+
+    def adjoint(self, weight: Tensor, u: Tensor) -> Tensor:
+        """Answers W^T u, ``(L, in)``."""
+        return torch.bmm(u.unsqueeze(1), weight.flatten(2)).squeeze(1)
+
+
+@dataclass(frozen=True)
+class ConvOperator:
+    """Convolutions of images of one size, weights ``(L, Cout, Cin / groups, *kernel)``: one grouped convolution."""
+
+    in_channels: int
+    input_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding: tuple[int, ...]  # before and after each axis, the last axis first, as F.pad takes it
+    padding_mode: PaddingMode = "zeros"
+
+    def output_shape(self, weight: Tensor) -> tuple[int, ...]:
+        """Answers ``(Cout, *output_size)``."""
+        kernel = weight.shape[3:]
+        axes = range(len(kernel))
+        sizes = (
+            (self._padded(axis) - self.dilation[axis] * (kernel[axis] - 1) - 1) // self.stride[axis] + 1
+            for axis in axes
+        )
+        return (weight.shape[1], *sizes)
+
+    def apply(self, weight: Tensor, v: Tensor) -> Tensor:
+        """Answers the convolution of v ``(L, Cin, *input_size)``, ``(L, Cout, *output_size)``."""
+        length = len(weight)
+        padded = self._pad(v.flatten(0, 1).unsqueeze(0))
+        out = _CONV[len(self.input_size)](
+            padded, weight.flatten(0, 1), None, self.stride, 0, self.dilation, self.groups * length
+        )
+        return out.view(length, -1, *out.shape[2:])
+
+    def adjoint(self, weight: Tensor, u: Tensor) -> Tensor:
+        """Answers the transposed convolution of u ``(L, Cout, *output_size)``, ``(L, Cin, *input_size)``."""
+        length = len(weight)
+        channels = length * self.in_channels
+        size = [1, channels, *(self._padded(axis) for axis in range(len(self.input_size)))]
+        padded = _CONV_INPUT[len(self.input_size)](
+            size,
+            weight.flatten(0, 1),
+            u.flatten(0, 1).unsqueeze(0),
+            self.stride,
+            0,
+            self.dilation,
+            self.groups * length,
+        )
+        if self.padding_mode == "zeros":
+            unpadded = F.pad(padded, [-p for p in self.padding])
+        else:
+            zeros = padded.new_zeros(1, channels, *self.input_size)
+            unpadded = torch.func.vjp(self._pad, zeros)[1](padded)[0]
+        return unpadded.view(length, self.in_channels, *self.input_size)
+
+    def _padded(self, axis: int) -> int:
+        last_first = 2 * (len(self.input_size) - 1 - axis)
+        return self.input_size[axis] + self.padding[last_first] + self.padding[last_first + 1]
+
+    def _pad(self, x: Tensor) -> Tensor:
+        if not any(self.padding):
+            return x
+        return F.pad(x, list(self.padding), "constant" if self.padding_mode == "zeros" else self.padding_mode)
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Answers each row of x ``(L, ...)`` at unit norm; zero stays zero."""
+    squared = x.flatten(1).square().sum(1).clamp(min=1e-12)
+    return x * squared.rsqrt().view(-1, *[1] * (x.ndim - 1))
+
+
+def power_iteration(
+    operator: StackedOperator, weight: Tensor, u: Tensor, num_iterations: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Advances the singular vectors and answers ``(sigma (L,), u, v)``: an estimate of each norm, from below.
+
+    ``v <- A^T u / |A^T u|``, ``u <- A v / |A v|``, ``sigma = <u, A v>``. Source: Miyato et al., "Spectral
+    Normalization for Generative Adversarial Networks", ICLR 2018, algorithm 1; for convolutions Gouk et al.,
+    "Regularisation of Neural Networks by Enforcing Lipschitz Continuity", 2021, section 3.2.
+    """
+    for _ in range(num_iterations):
+        v = normalize(operator.adjoint(weight, u))
+        image = operator.apply(weight, v)
+        u = normalize(image)
+    return (u * image).flatten(1).sum(1), u, v
+
+
+def largest_singular_value(operator: StackedOperator, weight: Tensor, u: Tensor, num_steps: int = 60) -> Tensor:
+    """Answers the norm of each operator ``(L,)`` to rounding, also where the power iteration crawls.
+
+    Golub-Kahan-Lanczos bidiagonalisation with full reorthogonalisation, from u ``(L, *output_shape)``; it keeps
+    ``2 num_steps`` vectors. Source: Golub and Kahan, 1965; Golub and Van Loan, "Matrix Computations", section 10.4.
+    """
+    length = len(weight)
+    lefts, rights = [normalize(u)], [torch.zeros_like(operator.adjoint(weight, u))]
+    rows, columns = lefts[0].shape[1:].numel(), rights[0].shape[1:].numel()
+    steps = min(num_steps, rows, columns)
+    bidiagonal = weight.new_zeros(length, steps + 1, steps)
+    for step in range(steps):
+        right = _orthogonalize(operator.adjoint(weight, lefts[-1]), rights)
+        bidiagonal[:, step, step] = right.flatten(1).norm(dim=1)
+        rights.append(normalize(right))
+        left = _orthogonalize(operator.apply(weight, rights[-1]), lefts)
+        bidiagonal[:, step + 1, step] = left.flatten(1).norm(dim=1)
+        lefts.append(normalize(left))
+    return torch.linalg.matrix_norm(bidiagonal, ord=2)
+
+
+def _orthogonalize(x: Tensor, basis: list[Tensor]) -> Tensor:
+    vectors = torch.stack(basis, dim=1).flatten(2)  # (L, k, n)
+    flat = x.flatten(1).unsqueeze(2)
+    for _ in range(2):
+        flat = flat - vectors.mT @ (vectors @ flat)
+    return flat.view_as(x)

@@ -1,0 +1,390 @@
+"""Bounds the operator norm of Linear and convolutional layers by projecting their weights."""
+
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
+
+from hesitant.nn.power_iteration import (
+    ConvOperator,
+    MatrixOperator,
+    PaddingMode,
+    StackedOperator,
+    largest_singular_value,
+    normalize,
+    power_iteration,
+)
+
+ConvNorm = Literal["operator", "same_padding", "reshaped"]
+
+_CRUSHED = 3.0  # a layer that must shrink by more than this is reported first; fresh square layers have a norm near 2
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class SpectralBoundWarning(UserWarning):
+    """The bound is about to shrink weights to less than a third."""
+
+
+@dataclass
+class _Group:
+    """Layers that share one operator, their singular vectors stacked."""
+
+    names: list[str]
+    weights: list[nn.Parameter]
+    operator: StackedOperator
+    u: Tensor  # (L, *output_shape)
+    v: Tensor | None = None  # (L, *input_shape)
+    checksum: Tensor | None = None  # (L,), of the weights as the last projection left them
+    sigma: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class SpectralNormalizer(nn.Module):
+    r"""Bounds how much each layer can stretch a distance: ``W <- W * min(1, norm_bound / sigma(W))``.
+
+    :meth:`project` changes the weights themselves, once for each change of them, outside of autograd: they stay
+    ordinary parameters under their own names, and inference costs nothing. sigma comes from a power iteration that is
+    warmed up on first sight and advances by ``power_iterations`` with each projection; layers of one shape advance
+    together.
+
+    What is bounded: every Linear and convolution whose weight is trainable. For a convolution it is the norm of the
+    operator (its stride, padding, dilation, groups) at the input size that it last saw, which a forward hook notes, so
+    that a convolution is bounded from its second training forward on. What is not: frozen and parametrized weights, the
+    packed weight of ``nn.MultiheadAttention``, transposed convolutions, normalisation layers. A BatchNorm scales by
+    gamma / std and can undo the bound of the convolution before it: then the bound holds for the convolution, not for
+    the pair. :attr:`unbounded` lists what is left out.
+
+    Source: Liu et al., NeurIPS 2020 (SNGP), section 3.2 and algorithm 1.
+
+    Args:
+        model: The network whose layers are bounded. It is referred to, not registered as a submodule.
+        norm_bound: Largest operator norm that a layer may have.
+        power_iterations: Power iterations for each projection.
+        warm_up_iterations: Power iterations on the first sight of a layer, or of a new input size: a cold estimate is
+            off by half.
+        conv_norm: ``"operator"``; ``"same_padding"``, the reference's, which takes every convolution as undilated and
+            padded to the same size; ``"reshaped"``, the norm of the kernel as a matrix, off by up to a factor of the
+            kernel's size.
+        exclude: Names of layers (or of modules around them) that are left as they are.
+        generator: Draws the first singular vectors; None seeds one of its own with 0.
+
+    Raises:
+        ValueError: An argument is out of its range, or a name in ``exclude`` is not in the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        norm_bound: float = 0.95,
+        *,
+        power_iterations: int = 1,
+        warm_up_iterations: int = 30,
+        conv_norm: ConvNorm = "operator",
+        exclude: Collection[str] = (),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 < norm_bound < float("inf"):
+            raise ValueError(f"norm_bound={norm_bound} must be a positive number (in SNGP, None bounds nothing).")
+        if power_iterations < 1 or warm_up_iterations < 0:
+            raise ValueError(
+                f"power_iterations={power_iterations} must be at least 1 and warm_up_iterations={warm_up_iterations} at"
+                " least 0."
+            )
+        if conv_norm not in ("operator", "same_padding", "reshaped"):
+            raise ValueError(f"conv_norm={conv_norm!r} is unknown: expected 'operator', 'same_padding' or 'reshaped'.")
+        modules = dict(model.named_modules())
+        for name in exclude:
+            if name not in modules:
+                raise ValueError(f"exclude names {name!r}, no module of the model: see model.named_modules().")
+        self.norm_bound = norm_bound
+        self.power_iterations = power_iterations
+        self.warm_up_iterations = warm_up_iterations
+        self.conv_norm = conv_norm
+        self._generator = generator if generator is not None else torch.Generator().manual_seed(0)
+        self.unbounded: dict[str, str] = {}
+        self._layers = self._find_layers(modules, exclude)
+        self._input_sizes: dict[str, tuple[int, ...]] = {}
+        self._vectors: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._groups: list[_Group] = []
+        self._grouped_as: Any = None
+        self._reported = False
+        if conv_norm != "reshaped":
+            for name, layer in self._layers.items():
+                if isinstance(layer, _ConvNd):
+                    layer.register_forward_pre_hook(_NoteInputSize(self._input_sizes, name))
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def project(self, *, num_iterations: int | None = None, force: bool = False) -> None:
+        """Projects the weights that moved since the last call, in place.
+
+        Args:
+            num_iterations: Power iterations, instead of ``power_iterations``.
+            force: Whether layers whose weights have not moved advance too.
+
+        Raises:
+            RuntimeError: A weight is sharded (FSDP, ZeRO-3), so that no worker can see its norm.
+        """
+        self._regroup()
+        iterations = self.power_iterations if num_iterations is None else num_iterations
+        with torch.autocast(self._device_type(), enabled=False):
+            estimates = [(group, *self._advance(group, iterations, force)) for group in self._groups]
+            self._report_crushed()
+            for group, stacked, scale in estimates:
+                if stacked is not None and scale is not None:
+                    _shrink(group, stacked, scale)
+
+    def norms(self) -> dict[str, float]:
+        """Answers the operator norm of each bounded layer, to rounding.
+
+        Raises:
+            ValueError: A convolution has not seen an input yet.
+        """
+        unseen = [name for name in self._layers if self._operator(name) is None]
+        if unseen:
+            raise ValueError(
+                f"norms: the convolutions {unseen} have not seen an input, and their norm depends on its size: call the"
+                " model on one first."
+            )
+        answer: dict[str, float] = {}
+        with torch.no_grad(), torch.autocast(self._device_type(), enabled=False):
+            self._regroup()
+            for group in self._groups:
+                weight = _stack(group.weights).double()
+                sigma = largest_singular_value(group.operator, weight, group.u.double())
+                answer.update(zip(group.names, sigma.tolist(), strict=True))
+        return {name: answer[name] for name in self._layers if name in answer}
+
+    def vectors(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Answers the singular vectors (u, v) of each layer, as the last power iteration left them."""
+        self._regroup()
+        return {
+            name: (group.u[i], None if group.v is None else group.v[i])
+            for group in self._groups
+            for i, name in enumerate(group.names)
+        }
+
+    def set_vectors(self, name: str, u: Tensor) -> None:
+        """Sets the left singular vector, ``(out,)`` or ``(Cout, H, W)``, from which a layer's power iteration goes on.
+
+        Raises:
+            ValueError: The layer is not known, or u has the wrong shape.
+        """
+        self._regroup()
+        for group in self._groups:
+            if name in group.names:
+                if u.shape != group.u.shape[1:]:
+                    raise ValueError(f"u has shape {tuple(u.shape)}: {name!r} expects {tuple(group.u.shape[1:])}.")
+                group.u[group.names.index(name)] = u
+                return
+        raise ValueError(f"name={name!r} is no bounded layer that has seen an input; there are {list(self._layers)}.")
+
+    # ---------------------------------------------------------------- inside
+
+    def _find_layers(self, modules: dict[str, nn.Module], exclude: Collection[str]) -> dict[str, nn.Module]:
+        layers: dict[str, nn.Module] = {}
+        seen: set[int] = set()
+        for name, module in modules.items():
+            if isinstance(module, nn.MultiheadAttention):
+                self.unbounded[name + ".in_proj_weight"] = "packed attention weight"
+            if not isinstance(module, (nn.Linear, _ConvNd)):
+                continue
+            if any(name == other or name.startswith(other + ".") for other in exclude):
+                self.unbounded[name] = "excluded"
+            elif isinstance(module, _ConvTransposeNd):
+                self.unbounded[name] = "transposed convolution"
+            elif parametrize.is_parametrized(module, "weight") or not isinstance(module.weight, nn.Parameter):
+                self.unbounded[name] = "parametrized weight"
+            elif id(module.weight) not in seen:
+                seen.add(id(module.weight))
+                layers[name] = module
+        return layers
+
+    def _regroup(self) -> None:
+        """Groups the layers anew where a weight was replaced, moved, frozen, or saw an input of another size."""
+        weights = {name: cast(nn.Parameter, layer.weight) for name, layer in self._layers.items()}
+        grouped_as = [
+            (id(weight), weight.dtype, weight.device, weight.requires_grad, self._input_sizes.get(name))
+            for name, weight in weights.items()
+        ]
+        if grouped_as == self._grouped_as:
+            return
+        self._keep_vectors()
+        by_shape: dict[Any, list[str]] = {}
+        for name, weight in weights.items():
+            _refuse_sharded(name, weight, self._layers[name])
+            operator = self._operator(name) if weight.requires_grad else None
+            if operator is not None:
+                by_shape.setdefault((operator, weight.shape, weight.dtype, weight.device), []).append(name)
+        self._groups = [self._make_group(key[0], names) for key, names in by_shape.items()]
+        self._grouped_as = grouped_as
+
+    def _make_group(self, operator: StackedOperator, names: list[str]) -> _Group:
+        parameters = [cast(nn.Parameter, self._layers[name].weight) for name in names]
+        with torch.no_grad():
+            weight = _stack(parameters)
+            shape = operator.output_shape(weight)
+            known = [self._vectors.get((name, shape)) for name in names]
+            drawn = [
+                torch.randn(shape, generator=self._generator).to(weight) if u is None else u.to(weight) for u in known
+            ]
+            u = normalize(torch.stack(drawn))
+            group = _Group(names, parameters, operator, u)
+            if self.warm_up_iterations and any(vector is None for vector in known):
+                with torch.autocast(weight.device.type, enabled=False):
+                    group.sigma, group.u, group.v = power_iteration(operator, weight, u, self.warm_up_iterations)
+        return group
+
+    def _operator(self, name: str) -> StackedOperator | None:
+        layer = self._layers[name]
+        if not isinstance(layer, _ConvNd) or self.conv_norm == "reshaped":
+            return MatrixOperator()
+        size = self._input_sizes.get(name)
+        if size is None:
+            return None
+        stride, dilation = tuple(layer.stride), tuple(layer.dilation)
+        mode: PaddingMode = layer.padding_mode
+        if self.conv_norm == "same_padding":
+            dilation, mode = (1,) * len(size), "zeros"
+            padding = _same_padding(size, tuple(layer.kernel_size), stride)
+        else:
+            padding = tuple(layer._reversed_padding_repeated_twice)
+        return ConvOperator(layer.in_channels, size, stride, dilation, layer.groups, padding, mode)
+
+    def _advance(self, group: _Group, iterations: int, force: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Answers the stacked weights and the factor ``(L,)`` that each is to be multiplied by; None: nothing moved."""
+        stacked = _stack(group.weights)
+        moved: Tensor | None = None
+        if group.checksum is not None and not force:
+            moved = _checksum(stacked) != group.checksum
+            # Asking costs nothing on a CPU; on a GPU it would make the host wait, so that there all advance, masked.
+            if stacked.device.type == "cpu" and not bool(moved.any()):
+                return None, None
+        sigma, u, v = power_iteration(group.operator, stacked, group.u, iterations)
+        scale = torch.where(sigma > self.norm_bound, self.norm_bound / sigma, torch.ones_like(sigma))
+        if moved is not None:
+            scale = torch.where(moved, scale, torch.ones_like(scale))
+            u = torch.where(moved.view(-1, *[1] * (u.ndim - 1)), u, group.u)
+        group.sigma, group.u, group.v = sigma, u, v
+        return stacked, scale
+
+    def _report_crushed(self) -> None:
+        """Warns, once, of the layers that the first projection is about to shrink to less than a third."""
+        if self._reported or not self._groups:
+            return
+        self._reported = len(self._layers) == sum(len(group.names) for group in self._groups)
+        crushed = [
+            f"{name} has norm {sigma:.3g}"
+            for group in self._groups
+            if group.checksum is None
+            for name, sigma in zip(group.names, group.sigma.tolist(), strict=True)
+            if sigma > _CRUSHED * self.norm_bound
+        ]
+        if crushed:
+            warnings.warn(
+                f"norm_bound={self.norm_bound} is about to shrink {len(crushed)} layers to less than a third, which"
+                " undoes"
+                f" much of what pretrained weights know: {'; '.join(crushed)}. Choose a larger norm_bound, or exclude"
+                " these layers.",
+                SpectralBoundWarning,
+                stacklevel=4,
+            )
+
+    def _keep_vectors(self) -> None:
+        for group in self._groups:
+            shape = tuple(group.u.shape[1:])
+            self._vectors.update({(name, shape): u.clone() for name, u in zip(group.names, group.u, strict=True)})
+
+    def _device_type(self) -> str:
+        return self._groups[0].u.device.type if self._groups else "cpu"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpectralNormalizer":
+        # The vectors follow the weights, which may be moved after this: the next projection groups them anew.
+        self._keep_vectors()
+        self._groups, self._grouped_as = [], None
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for group in self._groups:
+            for name, u in zip(group.names, group.u, strict=True):
+                destination[f"{prefix}u.{name}"] = u.clone()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        stored = [key for key in state_dict if key.startswith(prefix + "u.")]
+        for key in stored:
+            u = state_dict[key]
+            self._vectors[(key.removeprefix(prefix + "u."), tuple(u.shape))] = u.clone()
+        rest = {key: value for key, value in state_dict.items() if key not in stored}
+        self._groups, self._grouped_as = [], None
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def extra_repr(self) -> str:
+        """Answers the module's line in ``print(model)``."""
+        return f"{len(self._layers)} layers, norm_bound={self.norm_bound}, conv_norm={self.conv_norm!r}"
+
+
+@dataclass
+class _NoteInputSize:
+    """A forward hook that notes the size of a convolution's input; noting it twice changes nothing."""
+
+    sizes: dict[str, tuple[int, ...]]
+    name: str
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        size = tuple(args[0].shape[2:] if args[0].ndim == cast(Tensor, module.weight).ndim else args[0].shape[1:])
+        self.sizes[self.name] = size
+
+
+def _stack(weights: list[nn.Parameter]) -> Tensor:
+    stacked = torch.stack([weight.detach() for weight in weights])
+    return stacked if stacked.dtype == torch.float64 else stacked.float()
+
+
+def _checksum(stacked: Tensor) -> Tensor:
+    """Answers the sum of the bits of each layer's weights: exact, in any order, so that any change shows."""
+    return stacked.view(_INTEGERS[stacked.element_size()]).flatten(1).sum(1, dtype=torch.int64)
+
+
+def _shrink(group: _Group, stacked: Tensor, scale: Tensor) -> None:
+    """Multiplies the weights, and notes their bits. Autograd's version counters are not told.
+
+    Where a weight has not moved the factor is exactly 1, and a graph that saved it for backward stays right; where it
+    has moved, the optimizer has already written over it.
+    """
+    data = [weight.data for weight in group.weights]
+    torch._foreach_mul_(data, list(scale.to(data[0].dtype).unbind()))
+    group.checksum = _checksum(_stack(group.weights))
+
+
+def _same_padding(size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
+    """Answers TensorFlow's SAME padding, the last axis first; the odd pixel is at the end."""
+    padding: list[int] = []
+    for n, k, s in zip(reversed(size), reversed(kernel), reversed(stride), strict=True):
+        total = max((-(-n // s) - 1) * s + k - n, 0)
+        padding += [total // 2, total - total // 2]
+    return tuple(padding)
+
+
+def _refuse_sharded(name: str, weight: Tensor, layer: nn.Module) -> None:
+    expected = 2 if isinstance(layer, nn.Linear) else 2 + len(cast(_ConvNd, layer).kernel_size)
+    if hasattr(weight, "placements") or hasattr(weight, "ds_id") or weight.ndim != expected or weight.numel() == 0:
+        raise RuntimeError(
+            f"the weight of layer {name!r} is sharded (FSDP, ZeRO-3) or empty, shape {tuple(weight.shape)}: its norm"
+            " cannot be"
+            " bounded. Train with DDP or ZeRO-1/2, or make the SNGP with norm_bound=None."
+        )

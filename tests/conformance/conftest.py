@@ -1,0 +1,30 @@
+"""Makes one test of each recorded case, in the folder that ``--cases`` names."""
+
+from pathlib import Path
+
+import pytest
+
+from .case import find_cases
+
+_CASES = Path(__file__).parent / "cases"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cases",
+        default=None,
+        metavar="DIR",
+        help="folder (or file) of conformance cases, relative to the current one; default: tests/conformance/cases",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case_path" not in metafunc.fixturenames:
+        return
+    config = metafunc.config
+    named = config.getoption("--cases", default=None)
+    folder = _CASES if named is None else config.invocation_params.dir / Path(named).expanduser()
+    paths = find_cases(folder)
+    # A folder without cases is a test that fails: nothing compared must never read as everything met.
+    ids = [path.relative_to(folder).with_suffix("").as_posix() if path != folder else path.stem for path in paths]
+    metafunc.parametrize("case_path", paths or [folder], ids=ids or ["no cases"])

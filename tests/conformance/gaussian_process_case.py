@@ -1,0 +1,335 @@
+"""gp_* and ed2_gp_*: the random-feature Gaussian process, batch after batch."""
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hesitant.nn import RandomFeatureGaussianProcess, mean_field_logits
+
+from .activations import activation
+from .case import Case, CaseError
+from .tolerances import DERIVED_GAP
+
+_LIKELIHOODS = ("gaussian", "binary_logistic", "poisson")
+_REQUIRED = frozenset(
+    {
+        "units",
+        "num_inducing",
+        "normalize_input",
+        "scale_random_features",
+        "gp_kernel_scale",
+        "gp_cov_momentum",
+        "gp_cov_ridge_penalty",
+        "gp_cov_likelihood",
+        "gp_output_bias",
+    }
+)
+_OPTIONAL = {
+    "gp_kernel_type": "gaussian",
+    "use_custom_random_features": True,
+    "gp_output_bias_trainable": False,
+    # Marked trainable or not, the reference's kernel scale never trains (FIELD.md section 1).
+    "gp_kernel_scale_trainable": False,
+    # What the reference returns beside the logits; ours has methods for both.
+    "return_gp_cov": True,
+    "return_random_features": False,
+}
+
+
+def recognises(case: Case) -> bool:
+    """Answers whether this is a Gaussian-process case."""
+    return case.has("beta", "x_0", "x_test") and isinstance(case.meta("config", None), dict)
+
+
+def run(case: Case) -> None:
+    """Builds the recorded layer, shows it the recorded batches, and compares all that it answers."""
+    config = _configuration(case)
+    edward2 = _is_edward2(case)
+    tolerance = case.tolerances
+    _check_sizes(case, config)
+    layer, factor = _build(case, config, exact=False)
+    exact, _ = _build(case, config, exact=True)  # no second pass in the reference: both of our ways must agree with it
+    x_test = case.tensor("x_test") * factor
+
+    # -- before training
+    case.compare("output_bias", layer.output_bias, 0.0)
+    if edward2 or case.has("probe_Z") or case.has("precision_init"):
+        _compare_precision(case, layer, "init", edward2)
+    initial = layer.precision
+    _compare_logits(case, "test_logits_prior", layer.mean(x_test), "test_features")
+    if edward2:
+        case.ignore("cov_test_prior", "edward2 answers an uninitialised cached covariance (README)")
+        case.ignore("cov_test_after_reset", "edward2's reset leaves a stale covariance (README)")
+    else:
+        case.compare("cov_test_prior", _prior_covariance(layer, x_test), tolerance.covariance(1))
+
+    # -- training
+    batches = [case.tensor(f"x_{i}") * factor for i in case.indices_of("x_")]
+    epochs = case.meta("epochs")
+    for epoch in range(epochs):
+        if epoch > 0:
+            layer.reset_covariance()
+            exact.reset_covariance()
+        for i, x in enumerate(batches):
+            layer.train()
+            logits = layer(x)
+            _compare_logits(case, f"train_logits_{i}", logits, f"train_features_{i}")
+            case.compare(f"train_features_{i}", layer.features(x), tolerance.features_of(_argument(layer, x)))
+            _compare_precision(case, layer, f"after_{i}", edward2)
+            if config["gp_cov_momentum"] <= 0:
+                exact.update(x)
+                _compare_precision(case, exact, f"after_{i}", edward2, note=" (update)")
+    if epochs > 1:
+        _compare_precision(case, layer, "final_after_reset_epochs", edward2)
+
+    # -- after training
+    layer.eval()
+    _keep_edward2_ridge(layer, edward2)
+    condition = float(torch.linalg.cond(layer.precision))
+    covariance_tolerance = tolerance.covariance(condition)
+    case.compare("cond_precision_final", condition, tolerance.condition(condition))
+    case.compare("test_features", layer.features(x_test), tolerance.features_of(_argument(layer, x_test)))
+    _compare_logits(case, "test_logits", layer.mean(x_test), "test_features")
+    covariance = layer.covariance(x_test)
+    case.compare("cov_test", covariance, covariance_tolerance)
+    case.compare("derived_f64_cov_test", covariance, covariance_tolerance)
+    recorded = case.array("cov_test").astype(np.float64)
+    gap = np.abs(recorded - case.array("derived_f64_cov_test")).max()
+    case.compare("max_abs_diff_cov_vs_derived", gap, DERIVED_GAP)
+    if config["gp_cov_momentum"] <= 0:
+        largest = float(np.abs(recorded).max())
+        case.compare("cov_test", exact.covariance(x_test), covariance_tolerance, note=" (update)")
+        variance = np.repeat(np.diag(recorded)[:, None], config["units"], axis=1)
+        posterior = exact.posterior(x_test)
+        case.compare_values(
+            "cov_test (posterior.variance)", posterior.variance, variance, covariance_tolerance, relative_to=largest
+        )
+        _compare_logits(case, "test_logits", posterior.mean, "test_features", note=" (posterior.mean)")
+    _compare_mean_field(case, layer, x_test, covariance_tolerance)
+    _compare_regularization(case, layer)
+
+    # -- after a reset
+    layer.reset_covariance()
+    case.expect(
+        "precision_after_reset_equals_init", torch.equal(layer.precision, initial), "precision after a reset is initial"
+    )
+    if not edward2:
+        case.compare("cov_test_after_reset", _prior_covariance(layer, x_test), tolerance.covariance(1))
+
+
+# ---------------------------------------------------------------- the layer
+
+
+def _configuration(case: Case) -> dict[str, Any]:
+    config = {**_OPTIONAL, **case.meta("config")}
+    missing = sorted(_REQUIRED - set(config))
+    if missing:
+        raise CaseError(f"{case.path}: the configuration lacks {missing}.")
+    unknown = sorted(set(config) - _REQUIRED - set(_OPTIONAL))
+    if unknown:
+        raise CaseError(f"{case.path}: the configuration has keys that the runner does not know: {unknown}.")
+    for key, allowed in (
+        ("gp_cov_likelihood", _LIKELIHOODS),
+        ("gp_kernel_type", ("gaussian", "linear")),
+        *((flag, (True, False)) for flag in ("normalize_input", "scale_random_features", *_flags())),
+    ):
+        if config[key] not in allowed:
+            raise CaseError(f"{case.path}: {key}={config[key]!r} is not known: expected one of {allowed}.")
+    if config["use_custom_random_features"] == case.has("rff_kernel_scale"):
+        raise CaseError(f"{case.path}: rff_kernel_scale belongs to use_custom_random_features=False and to it alone.")
+    return config
+
+
+def _flags() -> list[str]:
+    return [key for key, default in _OPTIONAL.items() if isinstance(default, bool)]
+
+
+def _is_edward2(case: Case) -> bool:
+    reference = str(case.meta("reference"))
+    edward2, tfm = "edward2/tensorflow/layers/random_feature.py" in reference, "layers/gaussian_process.py" in reference
+    if edward2 == tfm:
+        raise CaseError(f"{case.path}: reference {reference!r} is neither tf-models' layer nor edward2's.")
+    return edward2
+
+
+def _check_sizes(case: Case, config: dict[str, Any]) -> None:
+    sizes = [len(case.array(f"x_{i}")) for i in case.indices_of("x_")]
+    for key, ours in (
+        ("input_dim", case.array("x_test").shape[1]),
+        ("batch_sizes", sizes),
+        ("test_size", len(case.array("x_test"))),
+        ("full_precision_stored", not case.has("probe_Z")),
+    ):
+        if case.meta(key) != ours:
+            raise CaseError(f"{case.path}: meta {key}={case.meta(key)}, but the arrays say {ours}.")
+    if int(case.array("n_batches")) != len(sizes):
+        raise CaseError(f"{case.path}: n_batches={case.array('n_batches')}, but there are {len(sizes)}.")
+    case.meta("numpy_seed", None)  # how the stored arrays were drawn
+    case.meta("custom_random_features_initializer", None)  # W itself is stored
+
+
+def _build(case: Case, config: dict[str, Any], *, exact: bool) -> tuple[RandomFeatureGaussianProcess, float]:
+    """Answers the layer, and what its inputs are multiplied by."""
+    linear, normalized = config["gp_kernel_type"] == "linear", config["normalize_input"]
+    decaying = config["gp_cov_momentum"] > 0 and not exact
+    input_dim = case.array("x_test").shape[1]
+    kernel_scale = 1.0
+    if not config["use_custom_random_features"]:
+        # Keras' RandomFourierFeatures divides by the scale, not by its root, after the LayerNorm too.
+        kernel_scale = case.array("rff_kernel_scale").item() ** 2
+        if case.array("rff_kernel_scale").item() != config["gp_kernel_scale"]:
+            raise CaseError(f"{case.path}: rff_kernel_scale differs from gp_kernel_scale.")
+    elif not normalized:  # the reference ignores the scale where it normalises
+        kernel_scale = config["gp_kernel_scale"]
+    if case.unpatched:
+        kernel_scale = float(np.float32(1) / np.sqrt(np.float32(kernel_scale))) ** -2
+    layer = RandomFeatureGaussianProcess(
+        input_dim,
+        config["units"],
+        num_inducing=config["num_inducing"],
+        kernel=config["gp_kernel_type"],
+        kernel_scale=1.0 if linear else kernel_scale,
+        normalize_input=normalized,
+        activation=activation(case.meta("custom_random_features_activation")),
+        scale_random_features=config["scale_random_features"],
+        bias=config["gp_output_bias"],
+        train_bias=config["gp_output_bias_trainable"],
+        l2_penalty=case.meta("l2_regularization"),
+        ridge_penalty=config["gp_cov_ridge_penalty"],
+        # 1 forgets nothing: the reference's plain sum, taken in the training forward as it does.
+        momentum=None if exact else config["gp_cov_momentum"] if decaying else 1.0,
+        ridge_decay=decaying,
+        likelihood=config["gp_cov_likelihood"],
+        generator=torch.Generator().manual_seed(0),
+        dtype=case.dtype,
+    )
+    # The reference scales a linear kernel's inputs and features as it does random ones.
+    wanted = math.sqrt(2 / config["num_inducing"]) if config["scale_random_features"] else 1.0
+    factor = wanted / layer.feature_scale * kernel_scale**-0.5 if linear else 1.0
+    if case.unpatched:
+        # Python floats through tf.sqrt are float32: an unrepaired float64 layer has its two constants from there.
+        layer.feature_scale = float(np.float32(layer.feature_scale))
+    with torch.no_grad():
+        layer.beta.copy_(_shaped(case, "beta", layer.beta.shape))
+        if config["gp_output_bias_trainable"]:
+            layer.output_bias.copy_(case.tensor("output_bias"))
+        if not linear:
+            layer.random_weight.copy_(_shaped(case, "W", (input_dim, config["num_inducing"])).T)
+            layer.random_phase.copy_(_shaped(case, "b", (config["num_inducing"],)))
+        if normalized:
+            layer.layer_norm.weight.copy_(_shaped(case, "ln_gamma", (input_dim,)) * factor)
+            layer.layer_norm.bias.copy_(_shaped(case, "ln_beta", (input_dim,)) * factor)
+            layer.layer_norm.eps = case.array("ln_epsilon").item()
+            factor = 1.0
+    return layer, factor
+
+
+def _shaped(case: Case, key: str, shape: "tuple[int, ...] | torch.Size") -> Tensor:
+    tensor = case.tensor(key)
+    if tensor.shape != torch.Size(shape):
+        raise CaseError(f"{case.path}: {key} has shape {tuple(tensor.shape)}, expected {tuple(shape)}.")
+    return tensor
+
+
+def _prior_covariance(layer: RandomFeatureGaussianProcess, x: Tensor) -> Tensor:
+    """Answers the covariance of a layer that holds no data: added, and taken out again, for it refuses one without."""
+    assert layer.covariance_state == "none"
+    layer = copy.deepcopy(layer)
+    layer.laplace.momentum, layer.laplace.ridge_decay = None, False
+    layer.update(x)
+    layer.downdate(x)
+    return layer.covariance(x)
+
+
+def _keep_edward2_ridge(layer: RandomFeatureGaussianProcess, edward2: bool) -> None:
+    """Edward2 averages as tf-models does, but adds its ridge afterwards, so that it does not decay."""
+    if edward2 and layer.laplace.ridge_decay:
+        state = layer.state_dict()
+        state["laplace.ridge_weight"] = torch.ones_like(state["laplace.ridge_weight"])
+        layer.load_state_dict(state)
+
+
+# ---------------------------------------------------------------- what is compared
+
+
+def _argument(layer: RandomFeatureGaussianProcess, x: Tensor) -> float:
+    """Answers the largest argument of the cosine."""
+    if layer.random_weight is None or layer.random_phase is None:
+        return 0.0
+    x = x if layer.layer_norm is None else layer.layer_norm(x)
+    projected = x.double() @ layer.random_weight.double().T / layer.kernel_scale**0.5 + layer.random_phase.double()
+    return float(projected.detach().abs().max())
+
+
+def _logit_size(case: Case, logits: str, features: str) -> float:
+    """Answers what the rounding of logits goes with: their size, or the root of their summed squared terms."""
+    phi, beta = case.array(features).astype(np.float64), case.array("beta").astype(np.float64)
+    return max(float(np.abs(case.array(logits)).max()), float(np.sqrt(phi**2 @ beta**2).max()))
+
+
+def _compare_logits(case: Case, key: str, logits: Tensor, features: str, *, note: str = "") -> None:
+    size = _logit_size(case, key, features)
+    case.compare(key, logits, case.tolerances.logits, relative_to=size, note=note)
+
+
+def _compare_precision(
+    case: Case,
+    layer: RandomFeatureGaussianProcess,
+    moment: str,
+    edward2: bool,
+    *,
+    note: str = "",
+) -> None:
+    tolerance = case.tolerances
+    ours = layer.laplace.data_precision if edward2 else layer.precision  # edward2 adds its ridge only to invert
+    if case.has("probe_Z"):
+        probe = case.tensor("probe_Z").double()
+        case.compare(f"precision_diag_{moment}", ours.diagonal(), tolerance.precision, note=note)
+        case.compare(f"precision_block16_{moment}", ours[:16, :16], tolerance.precision, note=note)
+        case.compare(f"precision_probe_{moment}", ours @ probe, tolerance.precision_probe, note=note)
+        case.compare(f"precision_fro_{moment}", torch.linalg.matrix_norm(ours), tolerance.precision, note=note)
+    else:
+        case.compare(f"precision_{moment}", ours, tolerance.precision, note=note)
+
+
+def _compare_mean_field(
+    case: Case, layer: RandomFeatureGaussianProcess, x_test: Tensor, covariance_tolerance: float
+) -> None:
+    tolerance = case.tolerances
+    factors = case.array("mf_factors").tolist()
+    recorded_logits, recorded_covariance = case.tensor("test_logits"), case.tensor("cov_test")
+    logits, variance = layer.mean(x_test), layer.covariance(x_test).diagonal()
+    expected = case.array("mf_logits")
+    if expected.shape != (len(factors), *recorded_logits.shape):
+        raise CaseError(f"{case.path}: mf_logits has shape {expected.shape}, unfit for {len(factors)} factors.")
+    # The function alone, from the recorded logits and covariance.
+    alone = torch.stack([mean_field_logits(recorded_logits, recorded_covariance.diagonal(), f) for f in factors])
+    case.compare("mf_logits", alone, tolerance.mean_field)
+    # And the whole way from our own: the error of f / sqrt(1 + factor v) to first order in those of f and v.
+    whole = torch.stack([mean_field_logits(logits, variance, factor) for factor in factors])
+    applied = np.maximum(factors, 0.0)[:, None, None]
+    v = np.diag(case.array("cov_test")).astype(np.float64)[None, :, None]
+    gap = covariance_tolerance * np.abs(case.array("cov_test")).max()
+    logit_gap = tolerance.logits * _logit_size(case, "test_logits", "test_features")
+    shrunk = 1 + applied * v
+    allowed = logit_gap / np.sqrt(shrunk) + np.abs(expected) * (tolerance.mean_field + applied * gap / (2 * shrunk))
+    case.compare("mf_logits", whole, allowed, relative_to=1.0, note=" (whole)")
+    if layer.likelihood != "poisson":  # the files hold tf-models' formula, whatever the likelihood
+        forwards = []
+        for factor in factors:
+            layer.mean_field_factor = factor
+            forwards.append(layer(x_test))
+        case.compare("mf_logits", torch.stack(forwards), allowed, relative_to=1.0, note=" (eval forward)")
+    probs = torch.sigmoid(whole) if whole.shape[-1] == 1 else torch.softmax(whole, dim=-1)
+    # A probability moves by at most half the largest move of a logit.
+    slack = tolerance.mean_field + 0.5 * allowed.max(axis=-1, keepdims=True)
+    case.compare("mf_probs_softmax", probs, slack, relative_to=1.0)
+
+
+def _compare_regularization(case: Case, layer: RandomFeatureGaussianProcess) -> None:
+    expected = case.meta("regularization_loss")
+    case.compare_values("regularization_loss", layer.regularization_loss(), expected, case.tolerances.logits)
