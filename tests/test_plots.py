@@ -115,7 +115,16 @@ def test_colour_maps_are_even_in_lightness(name):
 
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
-    [(0.987, 2, ".99"), (1.0, 2, "1.00"), (0.0, 2, ".00"), (1e-19, 2, "< .01"), (0.0137, 3, ".014"), (12.5, 1, "12.5")],
+    [
+        (0.987, 2, ".99"),
+        (1.0, 2, "1.00"),
+        (0.9956, 2, "> .99"),
+        (1.04, 1, "1.0"),
+        (0.0, 2, ".00"),
+        (1e-19, 2, "< .01"),
+        (0.0137, 3, ".014"),
+        (12.5, 1, "12.5"),
+    ],
 )
 def test_short_prints_figures_as_papers_do(value, digits, text):
     assert short(value, digits) == text

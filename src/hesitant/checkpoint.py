@@ -22,6 +22,10 @@ class Progress:
     best_epoch: int | None = None
     seconds: float = 0.0
 
+    def has_waited(self, patience: int) -> bool:
+        """Answers whether the validation NLL has not improved for ``patience`` epochs."""
+        return self.epoch - (self.best_epoch or 0) >= patience
+
 
 def save_checkpoint(
     path: Path,
@@ -31,8 +35,12 @@ def save_checkpoint(
     generator: torch.Generator,
     best_weights: dict[str, Tensor] | None = None,
     scheduler: Any = None,
+    random_states: dict[str, Tensor] | None = None,
 ) -> None:
-    """Writes the state of a training run to ``path`` (safetensors), at once or not at all."""
+    """Writes the state of a training run to ``path`` (safetensors), at once or not at all.
+
+    ``random_states`` are those of all workers, one a row; None takes this process for the only one.
+    """
     from safetensors.torch import save_file
 
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -45,10 +53,8 @@ def save_checkpoint(
                 tensors[f"optimizer.{index}.{name}"] = value
             else:
                 numbers.setdefault(str(index), {})[name] = value
-    tensors["random.cpu"] = torch.get_rng_state()
+    tensors |= {f"random.{name}": states for name, states in (random_states or global_random_states()).items()}
     tensors["random.generator"] = generator.get_state()
-    if torch.cuda.is_initialized():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
     metadata = {
         "progress": json.dumps(asdict(progress)),
         "param_groups": json.dumps(optimizer_state["param_groups"]),
@@ -62,8 +68,21 @@ def save_checkpoint(
     os.replace(unfinished, path)
 
 
+def global_random_states() -> dict[str, Tensor]:
+    """Answers the states ``(1, n)`` of this process' global generators."""
+    states = {"cpu": torch.get_rng_state().unsqueeze(0)}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state().unsqueeze(0)
+    return states
+
+
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: Optimizer, generator: torch.Generator, scheduler: Any = None
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    generator: torch.Generator,
+    scheduler: Any = None,
+    worker: int = 0,
 ) -> tuple[Progress, dict[str, Tensor] | None]:
     """Puts a training run back to where ``path`` was written, and answers how far it had come, and its best weights.
 
@@ -96,9 +115,11 @@ def load_checkpoint(
     if scheduler is not None:
         scheduler.load_state_dict(json.loads(metadata["scheduler"]))
     generator.set_state(tensors["random.generator"])
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    # Cloned: a generator reads its state from the start of the storage.
+    states = {name: rows[worker % len(rows)].clone() for name, rows in named("random.").items() if rows.ndim == 2}
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
     return Progress(**json.loads(metadata["progress"])), named("best.") or None
 
 

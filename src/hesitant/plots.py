@@ -28,10 +28,15 @@ MUTED: Final = "#6B6B6B"
 
 
 def short(value: float, digits: int = 2) -> str:
-    """A figure without its leading zero, as papers print it: 0.987 is `.99`; what is not zero never reads as zero."""
+    """A figure without its leading zero, as papers print it: 0.987 is `.99`.
+
+    What is not 0 never reads as 0, and what falls short of 1 never as 1: those are `< .01` and `> .99`.
+    """
     text = f"{value:.{digits}f}"
     if float(text) == 0.0 and value > 0.0:
         return f"< {short(10.0**-digits, digits)}"
+    if float(text) == 1.0 and value < 1.0:
+        return f"> {short(1.0 - 10.0**-digits, digits)}"
     return text.removeprefix("0") if text.startswith("0.") else text
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from hesitant.checkpoint import Progress, load_checkpoint, save_checkpoint
+from hesitant.checkpoint import Progress, global_random_states, load_checkpoint, save_checkpoint
 from hesitant.methods import SNGP, Deterministic
 from hesitant.methods.batches import as_batch, logits_of
 from hesitant.prediction import Prediction
@@ -101,8 +101,10 @@ def fit(
         raise ValueError(f"patience={patience} must be at least 1 and needs validation_data to stop early by.")
     if mixed_precision not in ("no", "fp16", "bf16"):
         raise ValueError(f"mixed_precision={mixed_precision!r} is not known: expected 'no', 'fp16' or 'bf16'.")
-    accelerator = _accelerator(mixed_precision, gradient_accumulation_steps, device)
-    with _seeded(seed + accelerator.process_index, accelerator.device):
+    with (
+        _accelerating(mixed_precision, gradient_accumulation_steps, device) as accelerator,
+        _seeded(seed + accelerator.process_index, accelerator.device),
+    ):
         run = _Run(
             accelerator,
             model,
@@ -114,13 +116,14 @@ def fit(
         )
         covariance_data = _as_dataset(data)
         state, best = run.resume(checkpoint)
-        with _bar(progress and accelerator.is_main_process, epochs, state.epoch) as advance:
-            while state.epoch < epochs:
+        bar = _bar(progress and accelerator.is_main_process, epochs, state.epoch)
+        with run.released_afterwards(), bar as advance:
+            while state.epoch < epochs and not (patience is not None and state.has_waited(patience)):
                 began = time.perf_counter()
-                state.train_loss.append(run.epoch(check_targets=state.epoch == 0))
+                state.train_loss.append(run.epoch(check_targets=loss is None and state.epoch == 0))
                 state.epoch += 1
                 if validation_data is not None:
-                    nll = _validation_nll(model, covariance_data, validation_data, batch_size)
+                    nll = run.agreed(_validation_nll(model, covariance_data, validation_data, batch_size))
                     state.validation_nll.append(nll)
                     if nll <= min(state.validation_nll):
                         state.best_epoch = state.epoch
@@ -128,14 +131,11 @@ def fit(
                 state.seconds += time.perf_counter() - began
                 run.save(checkpoint, state, best if patience is not None else None)
                 advance(state)
-                if patience is not None and state.epoch - (state.best_epoch or 0) >= patience:
-                    break
         began = time.perf_counter()
         if patience is not None and best is not None:
             model.load_state_dict(best)
         _fit_covariance(model, covariance_data, batch_size)
         state.seconds += time.perf_counter() - began
-        run.release()
     return History(state.train_loss, state.validation_nll, state.best_epoch, state.seconds)
 
 
@@ -207,20 +207,37 @@ class _Run:
 
     def save(self, path: str | Path | None, state: Progress, best: dict[str, Tensor] | None) -> None:
         """Writes the checkpoint, from the main process alone."""
-        if path is not None and self.accelerator.is_main_process:
-            save_checkpoint(Path(path), state, self.model, self.raw_optimizer, self.generator, best, self.scheduler)
+        if path is None:
+            return
+        gather: Callable[[Tensor], Tensor] = self.accelerator.gather
+        device = self.accelerator.device
+        random_states = {name: gather(own.to(device)).cpu() for name, own in global_random_states().items()}
+        if self.accelerator.is_main_process:
+            parts = self.model, self.raw_optimizer, self.generator, best, self.scheduler
+            save_checkpoint(Path(path), state, *parts, random_states=random_states)
+        self.accelerator.wait_for_everyone()
 
     def resume(self, path: str | Path | None) -> tuple[Progress, dict[str, Tensor] | None]:
         """Goes back to the checkpoint, if there is one."""
         if path is None or not Path(path).exists():
             return Progress(), None
-        return load_checkpoint(Path(path), self.model, self.raw_optimizer, self.generator, self.scheduler)
+        worker = self.accelerator.process_index
+        return load_checkpoint(Path(path), self.model, self.raw_optimizer, self.generator, self.scheduler, worker)
 
-    def release(self) -> None:
-        """Takes off the model what Accelerate put around its forward, and frees the gradients."""
-        self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
-        self.raw_optimizer.zero_grad()
-        self.accelerator.free_memory()
+    def agreed(self, number: float) -> float:
+        """Answers the mean of the workers' numbers, so that all decide alike whether to go on."""
+        own = torch.tensor(number, dtype=torch.float64, device=self.accelerator.device)
+        return float(cast(Tensor, self.accelerator.reduce(own, "mean")))
+
+    @contextmanager
+    def released_afterwards(self) -> Iterator[None]:
+        """Takes off the model what Accelerate put around its forward, and frees the gradients, also after an error."""
+        try:
+            yield
+        finally:
+            self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
+            self.raw_optimizer.zero_grad()
+            self.accelerator.free_memory()
 
 
 class _Rows(Dataset[Any]):
@@ -243,6 +260,8 @@ class _Rows(Dataset[Any]):
 def _as_dataset(data: Any) -> Any:
     if isinstance(data, (tuple, list)) and len(data) > 1 and all(isinstance(x, Tensor) for x in data):
         return TensorDataset(*data)
+    if isinstance(data, (tuple, list)):
+        return Subset(data, range(len(data)))  # type: ignore[arg-type]  # of inputs; elsewhere a list is one of batches
     return data
 
 
@@ -250,12 +269,12 @@ def _loader(data: Any, batch_size: int, generator: torch.Generator) -> DataLoade
     data = _as_dataset(data)
     if isinstance(data, DataLoader):
         return data
-    if not isinstance(data, Dataset) and not hasattr(data, "__getitem__"):
+    if not isinstance(data, Dataset) and (isinstance(data, Mapping) or not hasattr(data, "__getitem__")):
         raise TypeError(
             f"data is a {type(data).__name__}: expected a Dataset, a DataLoader, or a tuple of tensors, the targets"
             " last."
         )
-    if len(data) == 0:
+    if len(cast(Any, data)) == 0:
         raise ValueError("data is empty: expected at least one input.")
     if type(data) is TensorDataset:
         rows = _Rows(data.tensors)
@@ -290,31 +309,49 @@ def _validation_nll(model: nn.Module, data: Any, validation_data: Any, batch_siz
 
 
 def _check_targets(targets: Tensor, logits: Tensor) -> None:
-    """Raises ValueError for a target that is no class, instead of the device-side assertion of a GPU."""
-    if targets.is_floating_point():
-        return  # soft targets, or a loss of the caller's own
-    num_classes = max(2, logits.shape[-1] if logits.ndim > 1 else 1)
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= num_classes:
+    """Raises ValueError for targets that are no classes, instead of a GPU's device-side assertion."""
+    binary = logits.ndim == 1 or logits.shape[-1] == 1
+    num_classes = 2 if binary else logits.shape[-1]
+    if not binary and targets.is_floating_point() and targets.shape == logits.shape:
+        return  # a distribution over the classes for each input
+    fitting = targets.numel() == len(logits) if binary else targets.shape == logits.shape[:1]
+    if not fitting or (targets.is_floating_point() and not binary):
+        raise ValueError(
+            f"targets of a batch have shape {tuple(targets.shape)} and dtype {targets.dtype}: expected integers"
+            f" ({len(logits)},), or probabilities ({len(logits)}, {num_classes}), for {len(logits)} inputs."
+        )
+    low, high = targets.min().item(), targets.max().item()
+    if low < 0 or high > num_classes - 1:
         raise ValueError(
             f"targets lie in [{low}, {high}]: expected 0 to {num_classes - 1}, as the model has {num_classes} classes."
         )
 
 
-def _accelerator(mixed_precision: str, gradient_accumulation_steps: int, device: str | None) -> "Accelerator":
+@contextmanager
+def _accelerating(
+    mixed_precision: str, gradient_accumulation_steps: int, device: str | None
+) -> Iterator["Accelerator"]:
+    """Gives an Accelerator of fit's own, and puts that of a caller's own loop back afterwards."""
     try:
         from accelerate import Accelerator
-        from accelerate.state import AcceleratorState, GradientState
+        from accelerate.state import AcceleratorState, GradientState, PartialState
     except ImportError as error:
         raise ImportError("hesitant.fit needs accelerate: pip install 'hesitant[train]'.") from error
     # Accelerate's state is one for the process, and refuses to change between two calls with different settings.
+    shared = [state._shared_state for state in (AcceleratorState, GradientState, PartialState)]
+    before = [dict(state) for state in shared]
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     GradientState._reset_state()
-    return Accelerator(
-        mixed_precision=mixed_precision,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        cpu=device is not None and torch.device(device).type == "cpu",
-    )
+    try:
+        yield Accelerator(
+            mixed_precision=mixed_precision,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            cpu=device is not None and torch.device(device).type == "cpu",
+        )
+    finally:
+        for state, kept in zip(shared, before, strict=True):
+            state.clear()
+            state.update(kept)
 
 
 @contextmanager
@@ -331,11 +368,12 @@ def _bar(show: bool, epochs: int, done: int) -> Iterator[Callable[[Progress], No
     if not show:
         yield lambda state: None
         return
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with RichProgress(*columns) as bar:
+    with RichProgress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=epochs, completed=done)
 
         def advance(state: Progress) -> None:

@@ -12,6 +12,8 @@ from hesitant.plots import INK, MUTED, OOD_COLOR, scan, short, uncertainty_histo
 
 Array = NDArray[Any]
 
+SURE: Final = 0.05  # the first bin of the histograms: with eight classes, a confidence of about .98
+
 # The layout, in inches.
 WALL_COLUMNS: Final = 9
 SCAN_SIZE, SCAN_WIDTH, SCAN_HEIGHT = 0.68, 0.86, 0.98
@@ -117,10 +119,10 @@ def _wall(figure: Figure, scans: Scans, chosen: Array, *, top: float, heading: s
 
 
 def _histograms(figure: Figure, methods: Sequence[MethodUncertainties]) -> None:
-    gap, bottom = 0.75, 0.75
-    tall = (HEIGHT - TOP + 0.1 - bottom - gap * (len(methods) - 1)) / len(methods)
+    gap, bottom = 0.9, 0.75
+    tall = (HEIGHT - TOP - bottom - gap * (len(methods) - 1)) / len(methods)
     for row, method in enumerate(methods):
-        y = HEIGHT - TOP + 0.1 - tall - row * (tall + gap)
+        y = HEIGHT - TOP - tall - row * (tall + gap)
         ax = figure.add_axes((HISTOGRAM_LEFT / WIDTH, y / HEIGHT, HISTOGRAM_WIDTH / WIDTH, tall / HEIGHT))
         last = row == len(methods) - 1
         uncertainty_histogram(
@@ -129,8 +131,10 @@ def _histograms(figure: Figure, methods: Sequence[MethodUncertainties]) -> None:
             ax,
             label="predictive uncertainty u  (0: certain, 1: no idea)" if last else "",
         )
+        sure = f"sure (u < {short(SURE)}) of {100 * float((method.ood < SURE).mean()):.0f} % of the 8s and 9s"
         ax.set_title(method.name, loc="left", fontsize=14, fontweight="bold", color=INK)
-        ax.set_title(f"AUROC {short(method.auroc, 3)}, accuracy {short(method.accuracy, 3)}", loc="right", fontsize=11)
+        figures = f"AUROC {short(method.auroc, 3)}, accuracy {short(method.accuracy, 3)}\n{sure}"
+        ax.set_title(figures, loc="right", fontsize=11, color=INK)
         if row == 0:
             ax.legend(["held-out 0 to 7", "8 and 9, never seen"], frameon=False, fontsize=11, loc="upper center")
     legend = "✕ framed: an 8 or a 9.   Below each scan: what it was read as, and with what confidence."

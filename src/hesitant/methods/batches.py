@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -87,15 +88,19 @@ def shared_batches(data: Any, batch_size: int) -> Iterator[Batch]:
             share: Any = dataset if workers == 1 else Subset(dataset, range(rank, len(dataset), workers))
             if len(share) == 0:
                 return
+            unbatched = loader.batch_sampler is None  # the Dataset gives whole batches
             loader = DataLoader(
                 share,
-                batch_size=loader.batch_size or batch_size,
+                batch_size=None if unbatched else getattr(loader.batch_sampler, "batch_size", None) or batch_size,
                 collate_fn=loader.collate_fn,
                 num_workers=loader.num_workers,
+                worker_init_fn=loader.worker_init_fn,
+                multiprocessing_context=loader.multiprocessing_context,
+                generator=torch.Generator(),  # without one, a loader draws from the global generator
             )
         elif workers > 1:
             raise ValueError(
-                f"data is a DataLoader with the sampler {type(loader.sampler).__name__}, whose inputs cannot be"
+                f"data is a DataLoader with the sampler {type(_sampler(loader)).__name__}, whose inputs cannot be"
                 " dealt out"
                 f" among {workers} workers: pass the Dataset instead, or an iterable of each worker's own batches."
             )
@@ -148,7 +153,7 @@ def _is_several_tensors(inputs: Any) -> bool:
 
 def _loader(inputs: Any, batch_size: int) -> Iterable[Any]:
     if isinstance(inputs, Dataset) or (hasattr(inputs, "__getitem__") and hasattr(inputs, "column_names")):
-        return DataLoader(inputs, batch_size=batch_size)
+        return DataLoader(inputs, batch_size=batch_size, generator=torch.Generator())
     if isinstance(inputs, Iterable) and not hasattr(inputs, "__array__") and not isinstance(inputs, str):
         return inputs
     raise TypeError(
@@ -158,8 +163,18 @@ def _loader(inputs: Any, batch_size: int) -> Iterable[Any]:
     )
 
 
+def _sampler(loader: DataLoader[Any]) -> Any:
+    """Answers what chooses the inputs: with a batch_sampler, ``loader.sampler`` is only a placeholder."""
+    sampler: Any = loader.batch_sampler
+    while hasattr(sampler, "batch_sampler"):  # accelerate's, around another
+        sampler = sampler.batch_sampler
+    if sampler is None:
+        return loader.sampler
+    return sampler.sampler if type(sampler) is BatchSampler else sampler
+
+
 def _visits_all(loader: DataLoader[Any]) -> bool:
-    sampler = loader.sampler
+    sampler = _sampler(loader)
     if isinstance(sampler, RandomSampler):
         return not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
     seedable = type(sampler).__name__ == "SeedableRandomSampler"  # accelerate's, which this module must not import

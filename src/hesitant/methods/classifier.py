@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+_QUESTIONS = 1000
+
 
 def find_classifier(model: nn.Module, name: str | None = None, example_input: Any = None) -> str:
     """Answers the name of the Linear that makes the logits.
@@ -79,9 +81,29 @@ def _last_executed(model: nn.Module, linears: dict[str, nn.Linear], example_inpu
     return executed[-1]
 
 
+class _DecidingTracer(torch.fx.Tracer):
+    """Goes on where Python asks about the data, a check of shapes as a rule, with one answer to every question."""
+
+    def __init__(self, answer: bool) -> None:
+        super().__init__()
+        self.answer, self.questions = answer, 0
+
+    def to_bool(self, obj: torch.fx.Proxy) -> bool:
+        self.questions += 1
+        if self.questions > _QUESTIONS:
+            raise RuntimeError("a loop on the data")
+        return self.answer
+
+
 def _last_traced(model: nn.Module, linears: dict[str, nn.Linear]) -> str | None:
+    """Answers the Linear on which the traces that come to an end agree, whatever the data."""
+    found = {_last_on_path(model, linears, answer) for answer in (False, True)} - {None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _last_on_path(model: nn.Module, linears: dict[str, nn.Linear], answer: bool) -> str | None:
     try:
-        graph = torch.fx.Tracer().trace(model)
+        graph = _DecidingTracer(answer).trace(model)
     except Exception:  # a model whose Python depends on its data cannot be traced, and fails in any way it likes
         return None
     called = [str(node.target) for node in graph.nodes if node.op == "call_module" and node.target in linears]

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from hesitant.methods.batches import batches, logits_of
-from hesitant.methods.wrapper import ModelWrapper, evaluating, prediction_of
+from hesitant.methods.wrapper import ModelWrapper, concatenated, evaluating, prediction_of
 from hesitant.prediction import Prediction
 
 _NO_SPLIT = (
@@ -33,10 +35,11 @@ class Deterministic(ModelWrapper):
             ValueError: The inputs are empty, or the model's output is not ``(B, C)``.
             TypeError: The inputs, or the model's output, are of an unknown type.
         """
-        parts: list[Prediction] = []
+        rows: list[tuple[Tensor, Tensor | None]] = []
         with evaluating(self) as device:
             for batch in batches(inputs, batch_size):
                 batch = batch.to(device)
-                output = logits_of(self.model(*batch.args, **batch.kwargs))
-                parts.append(prediction_of(output, batch.targets, split_unavailable=_NO_SPLIT))
-        return Prediction.cat(parts)
+                rows.append((logits_of(self.model(*batch.args, **batch.kwargs)), batch.targets))
+        output, targets = concatenated(rows)
+        assert output is not None
+        return prediction_of(output, targets, split_unavailable=_NO_SPLIT)

@@ -1,5 +1,6 @@
 """SNGP: a distance-aware classifier from a single model and a single forward pass."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from hesitant.methods.batches import batches, logits_of, shared_batches
 from hesitant.methods.classifier import find_classifier
 from hesitant.methods.fingerprint import fingerprint
-from hesitant.methods.wrapper import ModelWrapper, evaluating, prediction_of
+from hesitant.methods.picking import at_position, picked_position
+from hesitant.methods.workers import raise_together, several_workers, share_weights
+from hesitant.methods.wrapper import ModelWrapper, concatenated, evaluating, prediction_of
 from hesitant.nn import CovarianceError, GaussianLogits, RandomFeatureGaussianProcess, SpectralNormalizer
 from hesitant.nn.laplace import CovarianceState
 from hesitant.nn.spectral_norm import ConvNorm
@@ -73,8 +76,10 @@ class SNGP(ModelWrapper):
         gp = RandomFeatureGaussianProcess(
             linear.in_features, linear.out_features, generator=generator, **{"kernel_scale": "median", **gp_options}
         ).to(device=linear.weight.device, dtype=linear.weight.dtype)
-        if name:
-            model.set_submodule(name, gp)
+        for alias in [
+            path for path, module in model.named_modules(remove_duplicate=False) if module is linear and path
+        ]:
+            model.set_submodule(alias, gp)
         super().__init__(model if name else gp)
         self.classifier_name = name
         self.spectral_normalizer = (
@@ -83,7 +88,7 @@ class SNGP(ModelWrapper):
         self.register_buffer("fitted_fingerprint", torch.zeros((), dtype=torch.int64))
         self._unverified = False
         loaded = _WeightsLoaded(self)
-        for module in self.model.modules():
+        for module in self.modules():
             module.register_load_state_dict_post_hook(loaded)
         # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
         self._ddp_params_and_buffers_to_ignore = [
@@ -106,9 +111,10 @@ class SNGP(ModelWrapper):
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Answers the model's output: plain logits in training, mean-field logits in eval mode once fitted."""
         if self.training:
+            self._unverified = True  # without gradients too: statistics move
             if self.spectral_normalizer is not None and torch.is_grad_enabled():
                 self.spectral_normalizer.project()
-        elif self._unverified:
+        elif self._unverified and self.gp.covariance_state == "fitted":
             self._verify()
         return self.model(*args, **kwargs)
 
@@ -119,8 +125,8 @@ class SNGP(ModelWrapper):
     def fit_covariance(self, data: Any, *, batch_size: int = 512) -> None:
         """Fits the covariance to the training data: one exact pass, without gradients or dropout, from scratch.
 
-        In a run of several workers each takes its share of the data, and their sums are added up: the result is that of
-        one worker.
+        In a run of several workers all call this; each takes its share of the data with the weights of the first
+        worker, and their sums are added up: the result is that of one worker.
 
         Args:
             data: A Dataset, a DataLoader, tensors or a dict of them, with or without targets.
@@ -142,18 +148,17 @@ class SNGP(ModelWrapper):
                 num_iterations=max(1, self.spectral_normalizer.warm_up_iterations), force=True
             )
         gp.reset_covariance()
-        handle = gp.register_forward_pre_hook(lambda _gp, args: gp.update(args[0]))
+        share_weights(self.model)
+        failure: Exception | None = None
         try:
-            with evaluating(self) as device:
-                gp.training = True  # without gradients: plain logits, no warning, nothing marked
-                for batch in shared_batches(data, batch_size):
-                    batch = batch.to(device)
-                    self.model(*batch.args, **batch.kwargs)
-        except BaseException:
+            try:
+                self._sum_over(data, batch_size)
+            except Exception as error:
+                failure = error
+            raise_together(failure, gp.laplace.data_precision.device)
+        except BaseException:  # an interrupt too: half a sum is none
             gp.reset_covariance()
             raise
-        finally:
-            handle.remove()
         if dist.is_available() and dist.is_initialized():
             gp.laplace.all_reduce()
         if gp.covariance_state == "none":
@@ -194,48 +199,74 @@ class SNGP(ModelWrapper):
         self._verify()
         gp = self.gp
         gp.laplace.require_fitted("predict")
-        parts: list[Prediction] = []
         kept: list[GaussianLogits] = []
+        sampled: list[Prediction] = []
+        rows: list[tuple[Tensor, Tensor | None, Tensor, Tensor]] = []
+        logits: list[Tensor] = []
         gp.posterior_hook = kept.append
+        handle = gp.register_forward_hook(lambda _gp, _args, output: logits.append(output))
         try:
             with evaluating(self) as device:
-                if generator is None:
-                    generator = torch.Generator(device).manual_seed(0)
+                generator = generator or torch.Generator(device).manual_seed(0)
                 for batch in batches(inputs, batch_size):
-                    batch = batch.to(device)
                     kept.clear()
+                    logits.clear()
+                    batch = batch.to(device)
                     output = logits_of(self.model(*batch.args, **batch.kwargs))
-                    gaussian = self._posterior_of(output, kept)
+                    gaussian = self._posterior_of(output, kept, logits)
                     if posterior == "monte_carlo":
-                        parts.append(_sampled(gaussian, batch.targets, num_samples, generator))
+                        sampled.append(_sampled(gaussian, batch.targets, num_samples, generator))
                     else:
-                        parts.append(
-                            prediction_of(
-                                output,
-                                batch.targets,
-                                mean_logits=gaussian.mean,
-                                logit_variance=gaussian.variance,
-                                split_unavailable=_NO_SPLIT,
-                            )
-                        )
+                        rows.append((output, batch.targets, gaussian.mean, gaussian.variance))
         finally:
             gp.posterior_hook = None
-        return Prediction.cat(parts)
+            handle.remove()
+        if posterior == "monte_carlo":
+            return Prediction.cat(sampled)
+        columns = concatenated(rows)
+        assert columns[0] is not None
+        return prediction_of(
+            columns[0], columns[1], mean_logits=columns[2], logit_variance=columns[3], split_unavailable=_NO_SPLIT
+        )
 
     # ---------------------------------------------------------------- inside
 
-    def _posterior_of(self, output: Tensor, kept: list[GaussianLogits]) -> GaussianLogits:
-        if len(kept) != 1 or kept[0].mean.shape != output.shape:
-            shapes = [tuple(gaussian.mean.shape) for gaussian in kept]
-            raise ValueError(
-                f"predict: the model answered logits of shape {tuple(output.shape)}, and its Gaussian process"
-                f" {shapes}: the"
-                " variance of the answer is not known where the model goes on after its classifier."
-                " softmax(model(x)) is"
-                " the predictive distribution all the same."
-            )
-        return kept[0]
+    def _sum_over(self, data: Any, batch_size: int) -> None:
+        gp = self.gp
+        with evaluating(self) as device:
+            gp.training = True  # without gradients: plain logits, no warning, nothing marked
+            if math.isnan(gp.kernel_scale) and several_workers():
+                # The median is agreed on by all workers, and one of them may have no share of the data.
+                first = next(batches(data, batch_size)).to(device)
+                self.model(*first.args, **first.kwargs)
+            passed: list[tuple[Tensor, Tensor]] = []
+            handle = gp.register_forward_hook(lambda _gp, args, output: passed.append((args[0], output)))
+            try:
+                for batch in shared_batches(data, batch_size):
+                    passed.clear()
+                    batch = batch.to(device)
+                    answer = self.model(*batch.args, **batch.kwargs)
+                    for features, logits in passed:
+                        try:
+                            position = picked_position(logits, logits_of(answer))
+                        except (TypeError, ValueError):  # whatever the model makes of them, all of them count
+                            position = None
+                        gp.update(at_position(features, position))
+            finally:
+                handle.remove()
 
+    def _posterior_of(self, answer: Tensor, kept: list[GaussianLogits], logits: list[Tensor]) -> GaussianLogits:
+        """Answers the Gaussian of the logits that the model answered with, in their shape."""
+        if len(kept) != 1:
+            raise ValueError(
+                f"predict: the model ran its classifier {len(kept)} times in one forward pass: the variance of what it"
+                " makes of that is not known. softmax(model(x)) is the predictive distribution all the same."
+            )
+        position = picked_position(logits[0], answer)
+        mean, variance = (at_position(part, position) for part in (kept[0].mean, kept[0].variance))
+        return GaussianLogits(mean.reshape(answer.shape), variance.reshape(answer.shape))
+
+    @torch.compiler.disable
     def _verify(self) -> None:
         """Marks the covariance stale if the weights are not, to the bit, those that it was fitted with."""
         gp = self.gp
@@ -275,6 +306,9 @@ class _WeightsLoaded:
 
     def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
         self.owner._unverified = True
+        whole = module is self.owner or module is self.owner.model
+        if whole and self.owner.covariance_state == "fitted":  # asked now: an export could not
+            self.owner.gp.factorize()
 
 
 def _sampled(

@@ -2,7 +2,7 @@
 
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,10 +26,16 @@ class ModelWrapper(nn.Module):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
         self.model = model
-        # A method bound to this instance, so that a copy of the wrapper gets one bound to the copy.
-        self.__dict__["forward"] = types.MethodType(
-            _with_signature(type(self).forward, inspect.signature(model.forward)), self
-        )
+        self._bind_forward()
+
+    def _bind_forward(self) -> None:
+        signature = inspect.signature(self.model.forward)
+        self.__dict__["forward"] = types.MethodType(_with_signature(type(self).forward, signature), self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Binds ``forward`` anew: a pickled or copied method forgets its signature, or whose it is."""
+        super().__setstate__(state)
+        self._bind_forward()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Answers :meth:`call`, under the signature of the model's own ``forward``."""
@@ -73,6 +79,17 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
             module.training = mode
 
 
+def concatenated(rows: Sequence[tuple[Tensor | None, ...]]) -> list[Tensor | None]:
+    """Answers the columns of a table whose rows are batches, each as one tensor; None where the batches have none."""
+    columns: list[Tensor | None] = []
+    for column in zip(*rows, strict=True):
+        known = [part for part in column if part is not None]
+        if known and len(known) != len(column):
+            raise ValueError("some batches have targets and some have none: give all of them targets, or none.")
+        columns.append(torch.cat(known) if known else None)
+    return columns
+
+
 def prediction_of(
     output: Tensor,
     targets: Tensor | None,
@@ -103,5 +120,6 @@ def is_distribution(output: Tensor) -> bool:
     """Whether a model's output ``(B, C)`` has been through a softmax already: no entry negative, each row sums to 1."""
     if output.ndim != 2 or output.shape[1] < 2 or len(output) == 0:
         return False
-    tolerance = 64 * torch.finfo(output.dtype).eps
+    # Rounding its entries moves a sum by half an epsilon; a wider tolerance would take half-precision logits for one.
+    tolerance = max(torch.finfo(output.dtype).eps, 64 * torch.finfo(torch.float32).eps)
     return bool((output >= 0).all()) and bool(((output.double().sum(1) - 1).abs() <= tolerance).all())

@@ -10,18 +10,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hesitant.nn.gaussian_logits import GaussianLogits, MeanFieldLikelihood
+from hesitant.nn.gaussian_logits import GaussianLogits
 from hesitant.nn.laplace import CovarianceState, LaplaceCovariance
-from hesitant.nn.posterior_factor import PosteriorFactor
+from hesitant.nn.likelihood import MEAN_FIELD, Likelihood, check_likelihood, data_weights
+from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
 from hesitant.nn.random_features import RandomFeatureKind, draw_projection, median_kernel_scale
-
-Likelihood = Literal["gaussian", "binary_logistic", "poisson"]
-
-_MEAN_FIELD: dict[Likelihood, MeanFieldLikelihood] = {
-    "gaussian": "logistic",
-    "binary_logistic": "binary_logistic",
-    "poisson": "poisson",
-}
 
 
 class RandomFeatureGaussianProcess(nn.Module):
@@ -46,7 +39,7 @@ class RandomFeatureGaussianProcess(nn.Module):
         in_features: D, the width of the inputs.
         out_features: C, the number of logits; 1 for the likelihoods binary_logistic and poisson.
         num_inducing: M, the number of random features.
-        kernel: ``"gaussian"``, or ``"linear"``, where phi(x) = x.
+        kernel: ``"gaussian"``, or ``"linear"``, where phi(x) = x, scaled as random features are.
         kernel_scale: Squared length scale of the kernel, or ``"median"``: the median squared distance within the first
             batch that the layer sees.
         train_kernel_scale: Whether the optimizer learns the kernel scale (as its logarithm).
@@ -120,23 +113,13 @@ class RandomFeatureGaussianProcess(nn.Module):
             raise ValueError(f"kernel={kernel!r} is not known: expected 'gaussian' or 'linear'.")
         if kernel_scale != "median" and not (isinstance(kernel_scale, (int, float)) and 0 < kernel_scale < math.inf):
             raise ValueError(f"kernel_scale={kernel_scale!r} must be a positive number or 'median'.")
-        if likelihood not in _MEAN_FIELD:
-            raise ValueError(
-                f"likelihood={likelihood!r} is not known: expected 'gaussian', 'binary_logistic' or 'poisson'."
-            )
-        if likelihood != "gaussian" and out_features != 1:
-            raise ValueError(
-                f"likelihood={likelihood!r} needs out_features=1, and got out_features={out_features}: its data weights"
-                " are those of a single logit. For several classes use likelihood='gaussian'."
-            )
-        if kernel == "linear" and (kernel_scale != 1.0 or train_kernel_scale):
-            raise ValueError(f"kernel_scale={kernel_scale!r} has no meaning for kernel='linear': leave it out.")
+        check_likelihood(likelihood, out_features)
 
         self.in_features, self.out_features = in_features, out_features
         self.num_inducing = in_features if kernel == "linear" else num_inducing
         self.kernel = kernel
         self.activation = activation
-        self.feature_scale = math.sqrt(2 / num_inducing) if scale_random_features and kernel == "gaussian" else 1.0
+        self.feature_scale = math.sqrt(2 / num_inducing) if scale_random_features else 1.0
         self.l2_penalty = l2_penalty
         self.likelihood = likelihood
         self.mean_field_factor = mean_field_factor
@@ -200,25 +183,20 @@ class RandomFeatureGaussianProcess(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Answers logits ``(..., C)``: plain ones in training, mean-field ones in evaluation (see the class)."""
         if self.training:
-            if torch.is_grad_enabled():
-                self._trained_on(x)
+            self._trained_on(x)
             return self.mean(x)
         if self.covariance_state == "fitted":
+            if self.laplace.columns is None:
+                self.factorize()  # here already: what is compiled goes on after it as one graph
             posterior = self.posterior(x)
             if self.posterior_hook is not None:
                 self.posterior_hook(posterior)
-            likelihood = _MEAN_FIELD[self.likelihood]
+            likelihood = MEAN_FIELD[self.likelihood]
             return self._like_input(posterior.mean_field_logits(self.mean_field_factor, likelihood), x)
         if _exporting():
             self.laplace.require_fitted("export")
-        if not self._warned and not torch.compiler.is_compiling():
-            self._warned = True
-            warnings.warn(
-                f"the covariance is {self.laplace.describe()}: evaluation answers plain logits. Call"
-                " fit_covariance(data) (or"
-                " update(x) on this layer) after training, before the probabilities are used.",
-                stacklevel=2,
-            )
+        if not self._warned:
+            self._warn_unfitted()
         return self.mean(x)
 
     def posterior(self, x: Tensor) -> GaussianLogits:
@@ -241,7 +219,9 @@ class RandomFeatureGaussianProcess(nn.Module):
             CovarianceError: The covariance is not fitted, or stale.
         """
         factor = self._factor("covariance")
-        return factor.covariance(self.features(x).flatten(0, -2))
+        features = self.features(x).flatten(0, -2)
+        with torch.autocast(x.device.type, enabled=False):
+            return factor.covariance(features)
 
     def sample(self, x: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws functions from the posterior and answers their logits ``(S, ..., C)``, joint over the inputs.
@@ -256,8 +236,9 @@ class RandomFeatureGaussianProcess(nn.Module):
         features = self.features(x)
         shape = (num_samples, *self.beta.shape)
         noise = torch.randn(shape, generator=generator, dtype=features.dtype, device=features.device)
-        drawn = factor.weight_noise(noise)  # (S, M, C)
-        logits = torch.einsum("bm,smc->sbc", features.flatten(0, -2), drawn)
+        with torch.autocast(x.device.type, enabled=False):
+            drawn = factor.weight_noise(noise)  # (S, M, C)
+            logits = torch.einsum("bm,smc->sbc", features.flatten(0, -2), drawn)
         return logits.view(num_samples, *features.shape[:-1], -1) + self.mean(x).to(features.dtype)
 
     def regularization_loss(self) -> Tensor:
@@ -302,6 +283,7 @@ class RandomFeatureGaussianProcess(nn.Module):
         """Forgets all data: the covariance is that of the prior, and its state ``"none"``."""
         self.laplace.reset()
 
+    @torch.compiler.disable
     def factorize(self) -> None:
         """Factors the precision now, rather than at the next evaluation.
 
@@ -317,17 +299,18 @@ class RandomFeatureGaussianProcess(nn.Module):
         if self.layer_norm is not None:
             norm = self.layer_norm
             x = F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
-        if self.random_weight is None or self.random_phase is None:
-            return x
         if self._needs_kernel_scale:
             self._set_median_kernel_scale(x)
         # Scaling the inputs costs B x D, scaling the projection B x M.
-        scaled = x * torch.exp(-0.5 * self.log_kernel_scale)
-        return self.activation(F.linear(scaled.to(x.dtype), self.random_weight, self.random_phase))
+        x = (x * torch.exp(-0.5 * self.log_kernel_scale)).to(x.dtype)
+        if self.random_weight is None or self.random_phase is None:
+            return x
+        return self.activation(F.linear(x, self.random_weight, self.random_phase))
 
     def _mean(self, features: Tensor) -> Tensor:
-        beta = self.beta.to(features.dtype) * self.feature_scale
-        return features @ beta + self.output_bias.to(features.dtype)
+        # (C, M): products with a matrix of few columns, and their gradients, take ten times as long otherwise.
+        beta = (self.beta.to(features.dtype) * self.feature_scale).T.contiguous()
+        return F.linear(features, beta, self.output_bias.to(features.dtype))
 
     def _checked(self, x: Tensor) -> Tensor:
         if x.ndim < 1 or x.shape[-1] != self.in_features:
@@ -348,10 +331,21 @@ class RandomFeatureGaussianProcess(nn.Module):
         return logits if torch.is_autocast_enabled(x.device.type) else logits.to(x.dtype)
 
     @torch.compiler.disable
+    def _warn_unfitted(self) -> None:
+        self._warned = True
+        warnings.warn(
+            f"the covariance is {self.laplace.describe()}: evaluation answers plain logits. Call fit_covariance(data)"
+            " (or update(x) on this layer) after training, before the probabilities are used.",
+            stacklevel=3,
+        )
+
+    @torch.compiler.disable
     def _trained_on(self, x: Tensor) -> None:
         if self.laplace.momentum is None:
-            self.laplace.mark_stale()
-        # Activation checkpointing runs forward again inside backward: the batch has been counted then.
+            if torch.is_grad_enabled():
+                self.laplace.mark_stale()
+        # Activation checkpointing runs forward again inside backward: the batch has been counted then, in a first
+        # forward that had no gradients if the checkpoint is a reentrant one.
         elif torch._C._current_graph_task_id() == -1:
             self.update(x)
 
@@ -368,12 +362,9 @@ class RandomFeatureGaussianProcess(nn.Module):
                     " these inputs."
                 )
             wide = features.double()
-            if self.likelihood == "gaussian":
-                weighted = wide
-            else:
-                logits = self._mean(features).double()  # (B, 1)
-                p = torch.sigmoid(logits)
-                weighted = wide * (p * (1 - p) if self.likelihood == "binary_logistic" else logits.exp())
+            weighted = wide
+            if self.likelihood != "gaussian":
+                weighted = wide * data_weights(self.likelihood, self._mean(features).double())
             product = (wide.T @ weighted).mul_(self.feature_scale**2)
         count = len(features)
         if self.laplace.momentum is not None and dist.is_available() and dist.is_initialized():
@@ -395,6 +386,8 @@ class RandomFeatureGaussianProcess(nn.Module):
 
     def _factor(self, what: str) -> PosteriorFactor:
         self.laplace.require_fitted(what)
+        if _exporting() and self.laplace.columns is None:
+            raise CovarianceError("export: the covariance is not factored yet. Call factorize() on this layer first.")
         with torch.no_grad():
             return self.laplace.factorize(torch.promote_types(self.log_kernel_scale.dtype, torch.float32))
 
@@ -405,7 +398,8 @@ class RandomFeatureGaussianProcess(nn.Module):
         for name, tensor in before.items():
             moved = getattr(self, name)
             if name in self._buffers and moved is not None and moved.dtype in (torch.float16, torch.bfloat16):
-                setattr(self, name, tensor.to(moved.device, torch.float32))
+                exact = moved if tensor.is_meta else tensor
+                setattr(self, name, exact.to(moved.device, torch.float32))
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

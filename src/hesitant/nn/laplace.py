@@ -65,8 +65,8 @@ class LaplaceCovariance(nn.Module):
         self.register_buffer("num_seen", torch.zeros((), **double))
         self.register_buffer("ridge_weight", torch.ones((), **double))
         self.register_buffer("state_code", torch.zeros((), device=device, dtype=torch.uint8))
-        for name in _FACTOR:
-            self.register_buffer(name, None, persistent=False)
+        # No buffers: they come and go, and who averages models pairs the buffers of two of them.
+        self._drop_factor()
         self._state: CovarianceState = "none"
 
     @property
@@ -134,6 +134,8 @@ class LaplaceCovariance(nn.Module):
             )
         self.data_precision.sub_(product)
         self.num_seen.sub_(count)
+        if float(self.num_seen) == 0 and bool(self.data_precision.abs().max() < 1e-6 * product.abs().max()):
+            self.data_precision.zero_()  # what rounding left behind may be more than a small ridge
         self._set_state("fitted")
 
     def reset(self) -> None:
@@ -160,13 +162,21 @@ class LaplaceCovariance(nn.Module):
         Raises:
             CovarianceError: The precision is not positive.
         """
-        if self.columns is None or self.null_variance is None or self.least_variance is None:
-            prior, scale = self._prior_and_scale()
-            factor = PosteriorFactor.of(self.data_precision * scale, self.ridge_penalty, prior, dtype)
-            self.columns, self.gains = factor.columns, factor.gains
-            self.null_variance, self.least_variance = factor.null_variance, factor.least_variance
-            return factor
+        if self.columns is None:
+            self._make_factor(dtype)
+        assert self.columns is not None
+        assert self.null_variance is not None
+        assert self.least_variance is not None
         return PosteriorFactor(self.columns, self.gains, self.null_variance, self.least_variance)
+
+    @torch.compiler.disable
+    @torch.inference_mode(False)  # what is kept must serve autograd too, whoever asks first
+    @torch.no_grad()
+    def _make_factor(self, dtype: torch.dtype) -> None:
+        prior, scale = self._prior_and_scale()
+        factor = PosteriorFactor.of(self.data_precision * scale, self.ridge_penalty, prior, dtype)
+        self.columns, self.gains = factor.columns, factor.gains
+        self.null_variance, self.least_variance = factor.null_variance, factor.least_variance
 
     def _prior_and_scale(self) -> tuple[float, float]:
         """Answers the ridge as it stands now, and what the data's part is multiplied by."""
@@ -187,16 +197,21 @@ class LaplaceCovariance(nn.Module):
         exact = {name: getattr(self, name) for name in ("data_precision", "num_seen", "ridge_weight")}
         factor = {name: getattr(self, name) for name in _FACTOR}
         super()._apply(fn, recurse)
+        for name, tensor in factor.items():
+            setattr(self, name, None if tensor is None else fn(tensor))
         for name, tensor in exact.items():
-            setattr(self, name, tensor.to(getattr(self, name).device))
+            moved = getattr(self, name)
+            setattr(self, name, moved.double() if tensor.is_meta else tensor.to(moved.device))
         if self.columns is not None and self.columns.dtype != factor["columns"].dtype:
-            if self.columns.dtype == torch.float64:
-                self._drop_factor()
-                self.factorize(torch.float64)
-            elif self.columns.dtype != torch.float32:
+            dtype = torch.promote_types(self.columns.dtype, torch.float32)
+            if dtype == factor["columns"].dtype:
                 for name, tensor in factor.items():
                     if tensor is not None:
-                        setattr(self, name, tensor.to(self.data_precision.device, torch.float32))
+                        setattr(self, name, tensor.to(self.data_precision.device))
+            else:
+                # A factor is made for one dtype: a low-rank one of float64 may lose every digit in float32.
+                self._drop_factor()
+                self._make_factor(dtype)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

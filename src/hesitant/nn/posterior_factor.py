@@ -51,12 +51,16 @@ class PosteriorFactor:
                 " not been added. Call reset_covariance() and fit it again."
             )
         precision = torch.finfo(torch.float64)
-        prior = max(prior, precision.tiny + precision.eps * largest)
-        eigenvalues = eigenvalues.clamp(min=0)
+        # An eigenvalue below the rounding of the largest may be any number: taken as uninformed, for else rounding
+        # would count as data, and a direction that was never seen as known. A prior that decayed has no better floor.
+        noise = 4 * precision.eps * largest
+        eigenvalues = torch.where(eigenvalues > noise, eigenvalues, torch.zeros_like(eigenvalues))
+        if prior < ridge:
+            prior = max(prior, precision.tiny + noise / 4)
         tolerance = _TOLERANCE[dtype]
         size = len(eigenvalues)
-        rank = int((eigenvalues > torch.finfo(dtype).eps * prior).sum())
-        if 8 * rank > size:  # few informed directions cost little: accuracy is given up only where it buys speed
+        rank = int((eigenvalues > torch.finfo(dtype).eps / 4 * prior).sum())
+        if 2 * rank > size:  # accuracy is given up only where it buys speed
             rank = int((eigenvalues > tolerance * prior).sum())
         cancels = torch.finfo(dtype).eps * (largest + prior) > tolerance * prior
         null_variance = torch.tensor(ridge / prior, dtype=dtype, device=eigenvalues.device)

@@ -2,14 +2,16 @@
 
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from hesitant.nn.layer_group import NEVER, LayerGroup, ProjectionStep, bit_checksum, refuse_sharded, shrink, stack
 from hesitant.nn.power_iteration import (
     ConvOperator,
     MatrixOperator,
@@ -18,29 +20,17 @@ from hesitant.nn.power_iteration import (
     largest_singular_value,
     normalize,
     power_iteration,
+    same_padding,
 )
 
 ConvNorm = Literal["operator", "same_padding", "reshaped"]
 
 _CRUSHED = 3.0  # a layer that must shrink by more than this is reported first; fresh square layers have a norm near 2
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_SIZES_KEPT = 8  # of the inputs of a convolution, so that inputs of any length do not fill the memory
 
 
 class SpectralBoundWarning(UserWarning):
     """The bound is about to shrink weights to less than a third."""
-
-
-@dataclass
-class _Group:
-    """Layers that share one operator, their singular vectors stacked."""
-
-    names: list[str]
-    weights: list[nn.Parameter]
-    operator: StackedOperator
-    u: Tensor  # (L, *output_shape)
-    v: Tensor | None = None  # (L, *input_shape)
-    checksum: Tensor | None = None  # (L,), of the weights as the last projection left them
-    sigma: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class SpectralNormalizer(nn.Module):
@@ -53,10 +43,10 @@ class SpectralNormalizer(nn.Module):
 
     What is bounded: every Linear and convolution whose weight is trainable. For a convolution it is the norm of the
     operator (its stride, padding, dilation, groups) at the input size that it last saw, which a forward hook notes, so
-    that a convolution is bounded from its second training forward on. What is not: frozen and parametrized weights, the
-    packed weight of ``nn.MultiheadAttention``, transposed convolutions, normalisation layers. A BatchNorm scales by
-    gamma / std and can undo the bound of the convolution before it: then the bound holds for the convolution, not for
-    the pair. :attr:`unbounded` lists what is left out.
+    that a convolution is bounded from the first change of its weights after a forward. What is not: frozen and
+    parametrized weights, the packed weight of ``nn.MultiheadAttention``, transposed convolutions, normalisation layers.
+    A BatchNorm scales by gamma / std and can undo the bound of the convolution before it: then the bound holds for the
+    convolution, not for the pair. :attr:`unbounded` lists what is left out.
 
     Source: Liu et al., NeurIPS 2020 (SNGP), section 3.2 and algorithm 1.
 
@@ -65,7 +55,7 @@ class SpectralNormalizer(nn.Module):
         norm_bound: Largest operator norm that a layer may have.
         power_iterations: Power iterations for each projection.
         warm_up_iterations: Power iterations on the first sight of a layer, or of a new input size: a cold estimate is
-            off by half.
+            off by half. 0 is the reference's, with which a layer whose weights were zero once is never bounded.
         conv_norm: ``"operator"``; ``"same_padding"``, the reference's, which takes every convolution as undilated and
             padded to the same size; ``"reshaped"``, the norm of the kernel as a matrix, off by up to a factor of the
             kernel's size.
@@ -109,23 +99,24 @@ class SpectralNormalizer(nn.Module):
         self.unbounded: dict[str, str] = {}
         self._layers = self._find_layers(modules, exclude)
         self._input_sizes: dict[str, tuple[int, ...]] = {}
-        self._vectors: dict[tuple[str, tuple[int, ...]], Tensor] = {}
-        self._groups: list[_Group] = []
+        self._vectors: dict[str, dict[tuple[int, ...], Tensor]] = {}  # by layer and output size, the latest last
+        self._checksums: dict[str, Tensor] = {}
+        self._groups: list[LayerGroup] = []
         self._grouped_as: Any = None
-        self._reported = False
+        self._sizeless: list[str] = []  # convolutions that have seen no input
         if conv_norm != "reshaped":
             for name, layer in self._layers.items():
                 if isinstance(layer, _ConvNd):
-                    layer.register_forward_pre_hook(_NoteInputSize(self._input_sizes, name))
+                    layer.register_forward_pre_hook(_NoteInputSize(self._input_sizes, name), with_kwargs=True)
 
     @torch.compiler.disable
     @torch.no_grad()
     def project(self, *, num_iterations: int | None = None, force: bool = False) -> None:
-        """Projects the weights that moved since the last call, in place.
+        """Projects the weights that moved since the last call, in place, and no others: a graph may hold those.
 
         Args:
             num_iterations: Power iterations, instead of ``power_iterations``.
-            force: Whether layers whose weights have not moved advance too.
+            force: Whether layers whose weights have not moved advance too, and all look in every direction again.
 
         Raises:
             RuntimeError: A weight is sharded (FSDP, ZeRO-3), so that no worker can see its norm.
@@ -133,11 +124,13 @@ class SpectralNormalizer(nn.Module):
         self._regroup()
         iterations = self.power_iterations if num_iterations is None else num_iterations
         with torch.autocast(self._device_type(), enabled=False):
-            estimates = [(group, *self._advance(group, iterations, force)) for group in self._groups]
-            self._report_crushed()
-            for group, stacked, scale in estimates:
-                if stacked is not None and scale is not None:
-                    _shrink(group, stacked, scale)
+            steps = [(group, self._advance(group, iterations, force)) for group in self._groups]
+            self._report_crushed([(group, step.scale) for group, step in steps if step is not None and group.fresh])
+            for group, step in steps:
+                if step is not None:
+                    shrink(group, step)
+            for name in self._sizeless:
+                self._checksums[name] = bit_checksum(stack([cast(nn.Parameter, self._layers[name].weight)]))[0]
 
     def norms(self) -> dict[str, float]:
         """Answers the operator norm of each bounded layer, to rounding.
@@ -155,7 +148,7 @@ class SpectralNormalizer(nn.Module):
         with torch.no_grad(), torch.autocast(self._device_type(), enabled=False):
             self._regroup()
             for group in self._groups:
-                weight = _stack(group.weights).double()
+                weight = stack(group.weights).double()
                 sigma = largest_singular_value(group.operator, weight, group.u.double())
                 answer.update(zip(group.names, sigma.tolist(), strict=True))
         return {name: answer[name] for name in self._layers if name in answer}
@@ -207,38 +200,59 @@ class SpectralNormalizer(nn.Module):
 
     def _regroup(self) -> None:
         """Groups the layers anew where a weight was replaced, moved, frozen, or saw an input of another size."""
+        for name in [name for name, layer in self._layers.items() if not isinstance(layer.weight, nn.Parameter)]:
+            self.unbounded[name] = "parametrized weight"
+            del self._layers[name]
         weights = {name: cast(nn.Parameter, layer.weight) for name, layer in self._layers.items()}
+        lazy = {name for name, weight in weights.items() if is_lazy(weight)}
         grouped_as = [
-            (id(weight), weight.dtype, weight.device, weight.requires_grad, self._input_sizes.get(name))
+            (id(weight), weight.dtype, weight.device, weight.requires_grad, name in lazy, self._input_sizes.get(name))
             for name, weight in weights.items()
         ]
         if grouped_as == self._grouped_as:
             return
         self._keep_vectors()
         by_shape: dict[Any, list[str]] = {}
+        self._sizeless = []
         for name, weight in weights.items():
-            _refuse_sharded(name, weight, self._layers[name])
-            operator = self._operator(name) if weight.requires_grad else None
-            if operator is not None:
+            if name in lazy:
+                continue
+            refuse_sharded(name, weight, self._layers[name])
+            operator = self._operator(name)
+            if operator is None:
+                self._sizeless.append(name)
+            elif weight.requires_grad:
                 by_shape.setdefault((operator, weight.shape, weight.dtype, weight.device), []).append(name)
         self._groups = [self._make_group(key[0], names) for key, names in by_shape.items()]
         self._grouped_as = grouped_as
 
-    def _make_group(self, operator: StackedOperator, names: list[str]) -> _Group:
+    def _make_group(self, operator: StackedOperator, names: list[str]) -> LayerGroup:
         parameters = [cast(nn.Parameter, self._layers[name].weight) for name in names]
         with torch.no_grad():
-            weight = _stack(parameters)
+            weight = stack(parameters)
             shape = operator.output_shape(weight)
-            known = [self._vectors.get((name, shape)) for name in names]
-            drawn = [
-                torch.randn(shape, generator=self._generator).to(weight) if u is None else u.to(weight) for u in known
-            ]
-            u = normalize(torch.stack(drawn))
-            group = _Group(names, parameters, operator, u)
+            known = [self._vectors.get(name, {}).get(shape) for name in names]
+            # Known ones as they are: to normalise them again would change their bits.
+            u = torch.stack([self._draw(shape).to(weight) if vector is None else vector.to(weight) for vector in known])
+            never = torch.tensor(NEVER)
+            checksum = torch.stack([self._checksums.get(name, never).to(weight.device) for name in names])
+            group = LayerGroup(names, parameters, operator, u, checksum)
             if self.warm_up_iterations and any(vector is None for vector in known):
                 with torch.autocast(weight.device.type, enabled=False):
-                    group.sigma, group.u, group.v = power_iteration(operator, weight, u, self.warm_up_iterations)
+                    group.sigma, group.u, group.v = self._iterate(operator, weight, u, self.warm_up_iterations)
         return group
+
+    def _iterate(
+        self, operator: StackedOperator, weight: Tensor, u: Tensor, num_iterations: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sigma, after, v = power_iteration(operator, weight, u, num_iterations)
+        if self.warm_up_iterations:
+            # Zero weights, as some layers begin with, would leave u zero, from where it never comes back.
+            after = torch.where((sigma > 1e-6).view(-1, *[1] * (u.ndim - 1)), after, u)
+        return sigma, after, v
+
+    def _draw(self, shape: tuple[int, ...]) -> Tensor:
+        return normalize(torch.randn(1, *shape, generator=self._generator))[0]
 
     def _operator(self, name: str) -> StackedOperator | None:
         layer = self._layers[name]
@@ -251,40 +265,40 @@ class SpectralNormalizer(nn.Module):
         mode: PaddingMode = layer.padding_mode
         if self.conv_norm == "same_padding":
             dilation, mode = (1,) * len(size), "zeros"
-            padding = _same_padding(size, tuple(layer.kernel_size), stride)
+            padding = same_padding(size, tuple(layer.kernel_size), stride)
         else:
             padding = tuple(layer._reversed_padding_repeated_twice)
         return ConvOperator(layer.in_channels, size, stride, dilation, layer.groups, padding, mode)
 
-    def _advance(self, group: _Group, iterations: int, force: bool) -> tuple[Tensor | None, Tensor | None]:
-        """Answers the stacked weights and the factor ``(L,)`` that each is to be multiplied by; None: nothing moved."""
-        stacked = _stack(group.weights)
-        moved: Tensor | None = None
-        if group.checksum is not None and not force:
-            moved = _checksum(stacked) != group.checksum
-            # Asking costs nothing on a CPU; on a GPU it would make the host wait, so that there all advance, masked.
-            if stacked.device.type == "cpu" and not bool(moved.any()):
-                return None, None
-        sigma, u, v = power_iteration(group.operator, stacked, group.u, iterations)
-        scale = torch.where(sigma > self.norm_bound, self.norm_bound / sigma, torch.ones_like(sigma))
-        if moved is not None:
+    def _advance(self, group: LayerGroup, iterations: int, force: bool) -> ProjectionStep | None:
+        """Answers the factor that each weight is to be multiplied by; None: nothing moved."""
+        stacked = stack(group.weights)
+        checksum = bit_checksum(stacked)
+        moved = torch.ones_like(checksum, dtype=torch.bool) if force else checksum != group.checksum
+        # Asking costs nothing on a CPU; on a GPU it would make the host wait, so that there all advance, masked.
+        num_moved = int(moved.sum()) if stacked.device.type == "cpu" else None
+        if num_moved == 0:
+            return None
+        start = group.u
+        if force and self.warm_up_iterations:
+            # A direction that has outgrown the one that u has converged to may be all but absent from u.
+            noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+            start = normalize(start + normalize(noise.to(start)))
+        group.sigma, u, group.v = self._iterate(group.operator, stacked, start, iterations)
+        scale = (self.norm_bound / group.sigma).clamp(max=1)
+        if num_moved != len(group.names):
             scale = torch.where(moved, scale, torch.ones_like(scale))
             u = torch.where(moved.view(-1, *[1] * (u.ndim - 1)), u, group.u)
-        group.sigma, group.u, group.v = sigma, u, v
-        return stacked, scale
+        group.u = u
+        return ProjectionStep(stacked, checksum, scale)
 
-    def _report_crushed(self) -> None:
-        """Warns, once, of the layers that the first projection is about to shrink to less than a third."""
-        if self._reported or not self._groups:
-            return
-        self._reported = len(self._layers) == sum(len(group.names) for group in self._groups)
-        crushed = [
-            f"{name} has norm {sigma:.3g}"
-            for group in self._groups
-            if group.checksum is None
-            for name, sigma in zip(group.names, group.sigma.tolist(), strict=True)
-            if sigma > _CRUSHED * self.norm_bound
-        ]
+    def _report_crushed(self, fresh: list[tuple[LayerGroup, Tensor]]) -> None:
+        """Warns of the layers that their first projection is about to shrink to less than a third."""
+        crushed: list[str] = []
+        for group, scale in fresh:
+            group.fresh = False
+            measured = zip(group.names, group.sigma.tolist(), scale.tolist(), strict=True)
+            crushed += [f"{name} has norm {sigma:.3g}" for name, sigma, factor in measured if factor * _CRUSHED < 1]
         if crushed:
             warnings.warn(
                 f"norm_bound={self.norm_bound} is about to shrink {len(crushed)} layers to less than a third, which"
@@ -298,7 +312,17 @@ class SpectralNormalizer(nn.Module):
     def _keep_vectors(self) -> None:
         for group in self._groups:
             shape = tuple(group.u.shape[1:])
-            self._vectors.update({(name, shape): u.clone() for name, u in zip(group.names, group.u, strict=True)})
+            for name, weight, u, checksum in zip(group.names, group.weights, group.u, group.checksum, strict=True):
+                if name not in self._layers or self._layers[name].weight is not weight:
+                    self._vectors.pop(name, None)  # another weight stands there: its vectors are warmed up anew
+                    self._checksums.pop(name, None)
+                    continue
+                known = self._vectors.setdefault(name, {})
+                known.pop(shape, None)
+                known[shape] = u.clone()
+                if len(known) > _SIZES_KEPT:
+                    known.pop(next(iter(known)))
+                self._checksums[name] = checksum.clone()
 
     def _device_type(self) -> str:
         return self._groups[0].u.device.type if self._groups else "cpu"
@@ -311,9 +335,13 @@ class SpectralNormalizer(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for group in self._groups:
-            for name, u in zip(group.names, group.u, strict=True):
-                destination[f"{prefix}u.{name}"] = u.clone()
+        self._keep_vectors()
+        for name, known in self._vectors.items():
+            destination[f"{prefix}u.{name}"] = next(reversed(known.values()))
+        for name, checksum in self._checksums.items():
+            destination[f"{prefix}checksum.{name}"] = checksum
+        for name, size in self._input_sizes.items():
+            destination[f"{prefix}input_size.{name}"] = torch.tensor(size)
 
     def _load_from_state_dict(
         self,
@@ -325,11 +353,17 @@ class SpectralNormalizer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        stored = [key for key in state_dict if key.startswith(prefix + "u.")]
-        for key in stored:
-            u = state_dict[key]
-            self._vectors[(key.removeprefix(prefix + "u."), tuple(u.shape))] = u.clone()
-        rest = {key: value for key, value in state_dict.items() if key not in stored}
+        rest: dict[str, Any] = {}
+        for key, value in state_dict.items():
+            kind, _, name = key.removeprefix(prefix).partition(".") if key.startswith(prefix) else ("", "", "")
+            if kind == "u":
+                self._vectors[name] = {tuple(value.shape): value.clone()}
+            elif kind == "checksum":
+                self._checksums[name] = value.clone()
+            elif kind == "input_size":
+                self._input_sizes[name] = tuple(value.tolist())
+            else:
+                rest[key] = value
         self._groups, self._grouped_as = [], None
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
@@ -345,46 +379,6 @@ class _NoteInputSize:
     sizes: dict[str, tuple[int, ...]]
     name: str
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        size = tuple(args[0].shape[2:] if args[0].ndim == cast(Tensor, module.weight).ndim else args[0].shape[1:])
-        self.sizes[self.name] = size
-
-
-def _stack(weights: list[nn.Parameter]) -> Tensor:
-    stacked = torch.stack([weight.detach() for weight in weights])
-    return stacked if stacked.dtype == torch.float64 else stacked.float()
-
-
-def _checksum(stacked: Tensor) -> Tensor:
-    """Answers the sum of the bits of each layer's weights: exact, in any order, so that any change shows."""
-    return stacked.view(_INTEGERS[stacked.element_size()]).flatten(1).sum(1, dtype=torch.int64)
-
-
-def _shrink(group: _Group, stacked: Tensor, scale: Tensor) -> None:
-    """Multiplies the weights, and notes their bits. Autograd's version counters are not told.
-
-    Where a weight has not moved the factor is exactly 1, and a graph that saved it for backward stays right; where it
-    has moved, the optimizer has already written over it.
-    """
-    data = [weight.data for weight in group.weights]
-    torch._foreach_mul_(data, list(scale.to(data[0].dtype).unbind()))
-    group.checksum = _checksum(_stack(group.weights))
-
-
-def _same_padding(size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
-    """Answers TensorFlow's SAME padding, the last axis first; the odd pixel is at the end."""
-    padding: list[int] = []
-    for n, k, s in zip(reversed(size), reversed(kernel), reversed(stride), strict=True):
-        total = max((-(-n // s) - 1) * s + k - n, 0)
-        padding += [total // 2, total - total // 2]
-    return tuple(padding)
-
-
-def _refuse_sharded(name: str, weight: Tensor, layer: nn.Module) -> None:
-    expected = 2 if isinstance(layer, nn.Linear) else 2 + len(cast(_ConvNd, layer).kernel_size)
-    if hasattr(weight, "placements") or hasattr(weight, "ds_id") or weight.ndim != expected or weight.numel() == 0:
-        raise RuntimeError(
-            f"the weight of layer {name!r} is sharded (FSDP, ZeRO-3) or empty, shape {tuple(weight.shape)}: its norm"
-            " cannot be"
-            " bounded. Train with DDP or ZeRO-1/2, or make the SNGP with norm_bound=None."
-        )
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["input"]
+        self.sizes[self.name] = tuple(x.shape[2 - (x.ndim < cast(Tensor, module.weight).ndim) :])

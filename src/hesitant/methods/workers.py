@@ -1,0 +1,38 @@
+"""What the workers of a torch.distributed run have to agree on before their sums mean anything."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def several_workers() -> bool:
+    """Answers whether this process is one of several."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@torch.no_grad()
+def share_weights(model: nn.Module) -> None:
+    """Gives all workers the weights and statistics of the first.
+
+    Under DistributedDataParallel the statistics of a BatchNorm are each worker's own from its last step on, and weights
+    may differ by rounding: features, and so their sums, would be those of several models.
+    """
+    if several_workers():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.dtype != torch.bool and not hasattr(tensor, "placements"):
+                dist.broadcast(tensor.data, 0)
+
+
+def raise_together(failure: Exception | None, device: torch.device) -> None:
+    """Raises the failure, on all workers if it happened to one: the others would wait for that one forever.
+
+    Raises:
+        RuntimeError: Another worker failed.
+    """
+    if several_workers():
+        failed = torch.tensor(float(failure is not None), device=device)
+        dist.all_reduce(failed)
+        if failure is None and float(failed) > 0:
+            raise RuntimeError(f"{int(failed)} other workers failed: their messages say why.")
+    if failure is not None:
+        raise failure

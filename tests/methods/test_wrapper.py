@@ -1,0 +1,107 @@
+import copy
+import inspect
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hesitant import SNGP, Deterministic
+from hesitant.methods.wrapper import evaluating, is_distribution
+
+
+class Model(nn.Module):
+    main_input_name = "pixels"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(2, 3)
+
+    def forward(self, pixels: Tensor, scale: float = 1.0, *, mask: Tensor | None = None) -> Tensor:
+        return self.classifier(pixels * scale)
+
+    def describe(self) -> str:
+        return "a model"
+
+
+def wrapped(kind: type) -> Any:
+    return SNGP(Model(), kernel_scale=1.0) if kind is SNGP else kind(Model())
+
+
+kinds = pytest.mark.parametrize("kind", [SNGP, Deterministic])
+
+
+def saved_and_loaded(module: nn.Module) -> Any:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@kinds
+def test_forward_keeps_the_signature_of_the_model(kind: type) -> None:
+    for wrapper in (wrapped(kind), copy.deepcopy(wrapped(kind)), saved_and_loaded(wrapped(kind))):
+        assert list(inspect.signature(wrapper.forward).parameters) == ["pixels", "scale", "mask"]
+        assert inspect.signature(wrapper.forward) == inspect.signature(Model().forward)
+
+
+@kinds
+def test_a_copy_runs_its_own_model(kind: type) -> None:
+    original = wrapped(kind)
+    for other in (copy.deepcopy(original), saved_and_loaded(original)):
+        other.train()
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.zero_()
+            assert other(torch.ones(1, 2)).abs().sum() == 0
+            assert original.train()(torch.ones(1, 2)).abs().sum() > 0
+
+
+@kinds
+def test_attributes_that_the_wrapper_lacks_are_the_models(kind: type) -> None:
+    wrapper = wrapped(kind)
+    assert wrapper.main_input_name == "pixels"
+    assert wrapper.describe() == "a model"
+    assert not hasattr(wrapper, "nowhere")
+    with pytest.raises(AttributeError, match="nowhere"):
+        _ = wrapper.nowhere
+
+
+@pytest.mark.parametrize("kind", [SNGP, Deterministic])
+def test_what_is_no_module_is_refused(kind: Any) -> None:
+    with pytest.raises(TypeError, match=r"model is a function: expected a torch.nn.Module"):
+        kind(lambda x: x)
+
+
+def test_modes_of_all_modules_come_back_even_after_an_exception() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.BatchNorm1d(2))
+    model[2].eval()
+    modes = [module.training for module in model.modules()]
+    with evaluating(model) as device:
+        assert device.type == "cpu"
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(KeyError), evaluating(model):
+        raise KeyError
+    assert [module.training for module in model.modules()] == modes
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_a_softmax_is_noticed_in_every_dtype(dtype: torch.dtype, classes: int) -> None:
+    logits = 5 * torch.randn(64, classes, generator=torch.Generator().manual_seed(classes))
+    assert is_distribution(logits.to(dtype).softmax(-1))
+    assert is_distribution(logits.to(dtype).float().softmax(-1).to(dtype))
+
+
+def test_logits_are_not_taken_for_probabilities() -> None:
+    assert not is_distribution(torch.tensor([[0.5, 0.6]]))
+    assert not is_distribution(torch.tensor([[0.5, 0.5], [1.0, 1.0]]))
+    assert not is_distribution(torch.tensor([[1.5, -0.5]]))
+    assert not is_distribution(torch.tensor([[1.0]]))
+    assert not is_distribution(torch.tensor([[0.5, 0.6]], dtype=torch.float16))
+    assert not is_distribution(torch.tensor([[0.5, 0.6]], dtype=torch.bfloat16))
+    assert not is_distribution(torch.zeros(0, 2))
