@@ -212,7 +212,7 @@ def cost() -> dict[str, Any]:
         with torch.no_grad():
             plain(grid)
 
-    steps = in_turns({"deterministic": step_of(plain), "sngp": step_of(sngp)}, rounds=15, repeats=40)
+    steps = in_turns({"deterministic": step_of(plain), "sngp": step_of(sngp)}, rounds=30, repeats=20)
     train = two_moons(1000, generator=torch.Generator().manual_seed(0))
     sngp.fit_covariance(train.inputs)
     plain.eval()
@@ -222,21 +222,21 @@ def cost() -> dict[str, Any]:
             "deterministic predict": lambda: Deterministic(plain).predict(grid),
             "sngp predict": lambda: sngp.predict(grid),
         },
-        rounds=15,
-        repeats=3,
+        rounds=40,
+        repeats=1,
     )
     return {
-        "step_milliseconds": steps,
-        "step_ratio": steps["sngp"] / steps["deterministic"],
-        "grid_milliseconds": predictions,
-        "grid_ratio": predictions["sngp predict"] / predictions["deterministic forward"],
+        "step_milliseconds": medians(steps),
+        "step_ratio": ratio(steps, "sngp", "deterministic"),
+        "grid_milliseconds": medians(predictions),
+        "grid_ratio": ratio(predictions, "sngp predict", "deterministic forward"),
         "posterior_rank": None if sngp.gp.laplace.gains is None else len(sngp.gp.laplace.gains),
         "gflops_2048": gflops(),
     }
 
 
-def in_turns(tasks: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> dict[str, float]:
-    """Answers the median milliseconds of each task, the tasks taking turns so that a slow moment hits all alike."""
+def in_turns(tasks: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> dict[str, list[float]]:
+    """Answers the milliseconds of each task in each round, the tasks taking turns: a slow moment hits all alike."""
     durations: dict[str, list[float]] = {name: [] for name in tasks}
     for task in tasks.values():
         for _ in range(5):
@@ -247,13 +247,23 @@ def in_turns(tasks: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> 
             for _ in range(repeats):
                 task()
             durations[name].append((time.perf_counter() - began) / repeats * 1e3)
+    return durations
+
+
+def medians(durations: dict[str, list[float]]) -> dict[str, float]:
+    """Answers the median milliseconds of each task."""
     return {name: statistics.median(values) for name, values in durations.items()}
+
+
+def ratio(durations: dict[str, list[float]], task: str, baseline: str) -> float:
+    """Answers the median over the rounds of a task's time over the baseline's in the same round."""
+    return statistics.median(a / b for a, b in zip(durations[task], durations[baseline], strict=True))
 
 
 def gflops() -> float:
     """Answers what this machine multiplies matrices at, to compare with other machines."""
     a = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0))
-    return 2 * 2048**3 / in_turns({"matmul": lambda: a @ a}, rounds=5, repeats=2)["matmul"] / 1e6
+    return 2 * 2048**3 / medians(in_turns({"matmul": lambda: a @ a}, rounds=5, repeats=2))["matmul"] / 1e6
 
 
 def memory(points: tuple[int, ...] = (10_000, 100_000, 1_000_000)) -> dict[str, float]:

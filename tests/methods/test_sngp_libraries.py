@@ -146,7 +146,7 @@ def test_it_is_taken_over_trains_and_predicts(case: Any) -> None:
     method.fit_covariance({**inputs, "labels": targets})
     assert float(method.gp.laplace.num_seen) == 4
     if method.spectral_normalizer is not None:
-        assert max(method.spectral_normalizer.norms().values()) <= 6 * 1.02
+        assert max(method.spectral_normalizer.norms().values()) <= 6 * 1.01
     prediction = method.predict({**inputs, "labels": targets}, batch_size=2)
     assert prediction.probs.shape == (4, CLASSES)
     assert bool((prediction.logit_variance > 0).all())

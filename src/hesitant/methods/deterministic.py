@@ -23,7 +23,7 @@ class Deterministic(ModelWrapper):
             ``logits`` of an object or dict.
     """
 
-    def predict(self, inputs: Any, *, batch_size: int = 512) -> Prediction:
+    def predict(self, inputs: Any, *, batch_size: int = 1024) -> Prediction:
         """Answers the Prediction for inputs of any length, in eval mode, in batches.
 
         Args:

@@ -122,7 +122,7 @@ class SNGP(ModelWrapper):
         """Answers the L2 penalty on the output weights, to be added to the training loss."""
         return self.gp.regularization_loss()
 
-    def fit_covariance(self, data: Any, *, batch_size: int = 512) -> None:
+    def fit_covariance(self, data: Any, *, batch_size: int = 1024) -> None:
         """Fits the covariance to the training data: one exact pass, without gradients or dropout, from scratch.
 
         In a run of several workers all call this; each takes its share of the data with the weights of the first
@@ -174,7 +174,7 @@ class SNGP(ModelWrapper):
         posterior: Literal["mean_field", "monte_carlo"] = "mean_field",
         num_samples: int = 100,
         generator: torch.Generator | None = None,
-        batch_size: int = 512,
+        batch_size: int = 1024,
     ) -> Prediction:
         """Answers the Prediction for inputs of any length, in eval mode, in batches.
 

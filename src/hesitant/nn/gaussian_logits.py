@@ -46,7 +46,10 @@ def mean_field_logits(
         variance = torch.ones((), dtype=logits.dtype, device=logits.device)
     elif variance.ndim == logits.ndim - 1:
         variance = variance.unsqueeze(-1)
-    if variance.ndim and torch.broadcast_shapes(variance.shape, logits.shape) != logits.shape:
+    fits = variance.ndim <= logits.ndim and all(
+        mine in (1, other) for mine, other in zip(reversed(variance.shape), reversed(logits.shape), strict=False)
+    )
+    if not fits:
         raise ValueError(
             f"variance has shape {tuple(variance.shape)}, which does not fit logits {tuple(logits.shape)}: give one"
             " variance an input (B,) or one a logit (B, C); of a covariance matrix, its diagonal."

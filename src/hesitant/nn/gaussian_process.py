@@ -305,7 +305,10 @@ class RandomFeatureGaussianProcess(nn.Module):
         x = (x * torch.exp(-0.5 * self.log_kernel_scale)).to(x.dtype)
         if self.random_weight is None or self.random_phase is None:
             return x
-        return self.activation(F.linear(x, self.random_weight, self.random_phase))
+        projected = F.linear(x, self.random_weight, self.random_phase)
+        if self.activation is torch.cos and not torch.is_grad_enabled():
+            return projected.cos_()  # spares the allocator a second tensor of (B, M)
+        return self.activation(projected)
 
     def _mean(self, features: Tensor) -> Tensor:
         # (C, M): products with a matrix of few columns, and their gradients, take ten times as long otherwise.

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Relative error of a variance that leaving directions out may cause; features in float32 are no better than that at the
-# condition numbers that it allows.
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+# Relative errors of a variance that may come of leaving directions out (a thousandth is the worst an input can see, in
+# directions that the data hardly informed), and of the rounding of a low-rank subtraction.
+_TRUNCATION = {torch.float32: 1e-3, torch.float64: 1e-10}
+_CANCELLATION = {torch.float32: 1e-4, torch.float64: 1e-10}
 _SMALL = 256  # so few features are cheaper multiplied than thought about
 
 
@@ -57,12 +58,11 @@ class PosteriorFactor:
         eigenvalues = torch.where(eigenvalues > noise, eigenvalues, torch.zeros_like(eigenvalues))
         if prior < ridge:
             prior = max(prior, precision.tiny + noise / 4)
-        tolerance = _TOLERANCE[dtype]
         size = len(eigenvalues)
         rank = int((eigenvalues > torch.finfo(dtype).eps / 4 * prior).sum())
         if 2 * rank > size:  # accuracy is given up only where it buys speed
-            rank = int((eigenvalues > tolerance * prior).sum())
-        cancels = torch.finfo(dtype).eps * (largest + prior) > tolerance * prior
+            rank = int((eigenvalues > _TRUNCATION[dtype] * prior).sum())
+        cancels = torch.finfo(dtype).eps * (largest + prior) > _CANCELLATION[dtype] * prior
         null_variance = torch.tensor(ridge / prior, dtype=dtype, device=eigenvalues.device)
         least_variance = torch.tensor(ridge / (prior + largest), dtype=dtype, device=eigenvalues.device)
         if cancels or size <= _SMALL or 2 * rank >= size:

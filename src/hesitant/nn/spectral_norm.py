@@ -26,6 +26,7 @@ from hesitant.nn.power_iteration import (
 ConvNorm = Literal["operator", "same_padding", "reshaped"]
 
 _CRUSHED = 3.0  # a layer that must shrink by more than this is reported first; fresh square layers have a norm near 2
+_FORCED_STEPS = 20  # of the Lanczos iteration in a forced projection
 _SIZES_KEPT = 8  # of the inputs of a convolution, so that inputs of any length do not fill the memory
 
 
@@ -116,7 +117,7 @@ class SpectralNormalizer(nn.Module):
 
         Args:
             num_iterations: Power iterations, instead of ``power_iterations``.
-            force: Whether layers whose weights have not moved advance too, and all look in every direction again.
+            force: Whether layers whose weights have not moved advance too, and all norms are taken to within 1 %.
 
         Raises:
             RuntimeError: A weight is sharded (FSDP, ZeRO-3), so that no worker can see its norm.
@@ -285,6 +286,13 @@ class SpectralNormalizer(nn.Module):
             noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
             start = normalize(start + normalize(noise.to(start)))
         group.sigma, u, group.v = self._iterate(group.operator, stacked, start, iterations)
+        if force and self.warm_up_iterations:
+            # Where many norms lie close together the power iteration crawls; one layer at a time, to spare memory.
+            exact = [
+                largest_singular_value(group.operator, stacked[i : i + 1], u[i : i + 1], _FORCED_STEPS)
+                for i in range(len(group.names))
+            ]
+            group.sigma = torch.maximum(group.sigma, torch.cat(exact))
         scale = (self.norm_bound / group.sigma).clamp(max=1)
         if num_moved != len(group.names):
             scale = torch.where(moved, scale, torch.ones_like(scale))
