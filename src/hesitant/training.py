@@ -94,8 +94,7 @@ def fit(
     if epochs < 1 or batch_size < 1 or gradient_accumulation_steps < 1:
         raise ValueError(
             f"epochs={epochs}, batch_size={batch_size} and gradient_accumulation_steps={gradient_accumulation_steps}"
-            " must"
-            " each be at least 1."
+            " must each be at least 1."
         )
     if patience is not None and (validation_data is None or patience < 1):
         raise ValueError(f"patience={patience} must be at least 1 and needs validation_data to stop early by.")

@@ -101,8 +101,8 @@ def shared_batches(data: Any, batch_size: int) -> Iterator[Batch]:
         elif workers > 1:
             raise ValueError(
                 f"data is a DataLoader with the sampler {type(_sampler(loader)).__name__}, whose inputs cannot be"
-                " dealt out"
-                f" among {workers} workers: pass the Dataset instead, or an iterable of each worker's own batches."
+                f" dealt out among {workers} workers: pass the Dataset instead, or an iterable of each worker's own"
+                " batches."
             )
     for item in loader:
         yield as_batch(item)

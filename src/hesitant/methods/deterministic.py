@@ -2,16 +2,13 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from hesitant.methods.batches import batches, logits_of
-from hesitant.methods.wrapper import ModelWrapper, concatenated, evaluating, prediction_of
+from hesitant.methods.wrapper import Gathered, ModelWrapper, evaluating, prediction_of
 from hesitant.prediction import Prediction
 
 _NO_SPLIT = (
     "a deterministic model answers with one distribution, which cannot be split into aleatoric and epistemic parts:"
-    " use SNGP,"
-    " MCDropout or DeepEnsemble."
+    ' predict with SNGP and posterior="monte_carlo".'
 )
 
 
@@ -35,11 +32,12 @@ class Deterministic(ModelWrapper):
             ValueError: The inputs are empty, or the model's output is not ``(B, C)``.
             TypeError: The inputs, or the model's output, are of an unknown type.
         """
-        rows: list[tuple[Tensor, Tensor | None]] = []
+        outputs, targets = Gathered(), Gathered()
         with evaluating(self) as device:
             for batch in batches(inputs, batch_size):
                 batch = batch.to(device)
-                rows.append((logits_of(self.model(*batch.args, **batch.kwargs)), batch.targets))
-        output, targets = concatenated(rows)
+                outputs.append(logits_of(self.model(*batch.args, **batch.kwargs)))
+                targets.append(batch.targets)
+        output = outputs.tensor()
         assert output is not None
-        return prediction_of(output, targets, split_unavailable=_NO_SPLIT)
+        return prediction_of(output, targets.tensor(), split_unavailable=_NO_SPLIT)

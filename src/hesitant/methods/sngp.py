@@ -12,7 +12,7 @@ from hesitant.methods.classifier import find_classifier
 from hesitant.methods.fingerprint import fingerprint
 from hesitant.methods.picking import at_position, picked_position
 from hesitant.methods.workers import raise_together, several_workers, share_weights
-from hesitant.methods.wrapper import ModelWrapper, concatenated, evaluating, prediction_of
+from hesitant.methods.wrapper import Gathered, ModelWrapper, evaluating, prediction_of
 from hesitant.nn import CovarianceError, GaussianLogits, RandomFeatureGaussianProcess, SpectralNormalizer
 from hesitant.nn.laplace import CovarianceState
 from hesitant.nn.spectral_norm import ConvNorm
@@ -139,9 +139,8 @@ class SNGP(ModelWrapper):
         gp = self.gp
         if gp.laplace.momentum is not None:
             raise CovarianceError(
-                f"fit_covariance: with momentum={gp.laplace.momentum} the covariance is kept while training. Make"
-                " the model"
-                " with momentum=None for an exact pass."
+                f"fit_covariance: with momentum={gp.laplace.momentum} the covariance is kept while training. Make the"
+                " model with momentum=None for an exact pass."
             )
         if self.spectral_normalizer is not None:
             self.spectral_normalizer.project(
@@ -200,33 +199,34 @@ class SNGP(ModelWrapper):
         gp = self.gp
         gp.laplace.require_fitted("predict")
         kept: list[GaussianLogits] = []
-        sampled: list[Prediction] = []
-        rows: list[tuple[Tensor, Tensor | None, Tensor, Tensor]] = []
         logits: list[Tensor] = []
+        outputs, targets, means, variances = Gathered(), Gathered(), Gathered(), Gathered()
         gp.posterior_hook = kept.append
         handle = gp.register_forward_hook(lambda _gp, _args, output: logits.append(output))
         try:
             with evaluating(self) as device:
-                generator = generator or torch.Generator(device).manual_seed(0)
                 for batch in batches(inputs, batch_size):
                     kept.clear()
                     logits.clear()
                     batch = batch.to(device)
                     output = logits_of(self.model(*batch.args, **batch.kwargs))
                     gaussian = self._posterior_of(output, kept, logits)
-                    if posterior == "monte_carlo":
-                        sampled.append(_sampled(gaussian, batch.targets, num_samples, generator))
-                    else:
-                        rows.append((output, batch.targets, gaussian.mean, gaussian.variance))
+                    outputs.append(output)
+                    targets.append(batch.targets)
+                    means.append(gaussian.mean)
+                    variances.append(gaussian.variance)
         finally:
             gp.posterior_hook = None
             handle.remove()
+        answers, mean, variance = outputs.tensor(), means.tensor(), variances.tensor()
+        assert answers is not None
+        assert mean is not None
+        assert variance is not None
         if posterior == "monte_carlo":
-            return Prediction.cat(sampled)
-        columns = concatenated(rows)
-        assert columns[0] is not None
+            generator = generator or torch.Generator(device).manual_seed(0)
+            return _sampled(GaussianLogits(mean, variance), targets.tensor(), num_samples, generator)
         return prediction_of(
-            columns[0], columns[1], mean_logits=columns[2], logit_variance=columns[3], split_unavailable=_NO_SPLIT
+            answers, targets.tensor(), mean_logits=mean, logit_variance=variance, split_unavailable=_NO_SPLIT
         )
 
     # ---------------------------------------------------------------- inside

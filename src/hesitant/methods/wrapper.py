@@ -2,7 +2,7 @@
 
 import inspect
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,15 +79,43 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
             module.training = mode
 
 
-def concatenated(rows: Sequence[tuple[Tensor | None, ...]]) -> list[Tensor | None]:
-    """Answers the columns of a table whose rows are batches, each as one tensor; None where the batches have none."""
-    columns: list[Tensor | None] = []
-    for column in zip(*rows, strict=True):
-        known = [part for part in column if part is not None]
-        if known and len(known) != len(column):
+class Gathered:
+    """Gathers what comes in batches in one tensor whose storage grows by half.
+
+    A list of the batches would do, but small tensors that stay, between large ones that go, fragment the heap: a
+    million inputs took 2.4 GiB for 30 MiB of answers.
+    """
+
+    def __init__(self) -> None:
+        self._storage: Tensor | None = None
+        self._length = 0
+        self._batches = 0
+        self._missing = 0
+
+    def append(self, batch: Tensor | None) -> None:
+        """Adds a batch ``(B, ...)``; None stands for a batch that has none of it."""
+        self._batches += 1
+        if batch is None:
+            self._missing += 1
+            return
+        needed = self._length + len(batch)
+        if self._storage is None or needed > len(self._storage):
+            grown = batch.new_empty(max(needed, self._length * 3 // 2), *batch.shape[1:])
+            if self._storage is not None:
+                grown[: self._length] = self._storage[: self._length]
+            self._storage = grown
+        self._storage[self._length : needed] = batch
+        self._length = needed
+
+    def tensor(self) -> Tensor | None:
+        """Answers all batches as one tensor ``(N, ...)``, or None if no batch had any.
+
+        Raises:
+            ValueError: Some batches had it and some had not.
+        """
+        if 0 < self._missing < self._batches:
             raise ValueError("some batches have targets and some have none: give all of them targets, or none.")
-        columns.append(torch.cat(known) if known else None)
-    return columns
+        return None if self._storage is None else self._storage[: self._length]
 
 
 def prediction_of(

@@ -55,8 +55,7 @@ class LaplaceCovariance(nn.Module):
         if num_data is not None and (momentum is None or ridge_decay or num_data < 1):
             raise ValueError(
                 f"num_data={num_data} scales the running average: it must be at least 1, with a momentum set and"
-                " without"
-                " ridge_decay."
+                " without ridge_decay."
             )
         self.ridge_penalty = ridge_penalty
         self.momentum, self.num_data, self.ridge_decay = momentum, num_data, ridge_decay

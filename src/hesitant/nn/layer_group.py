@@ -77,6 +77,5 @@ def refuse_sharded(name: str, weight: Tensor, layer: nn.Module) -> None:
     if hasattr(weight, "placements") or hasattr(weight, "ds_id") or weight.ndim != expected or weight.numel() == 0:
         raise RuntimeError(
             f"the weight of layer {name!r} is sharded (FSDP, ZeRO-3) or empty, shape {tuple(weight.shape)}: its norm"
-            " cannot be"
-            " bounded. Train with DDP or ZeRO-1/2, or make the SNGP with norm_bound=None."
+            " cannot be bounded. Train with DDP or ZeRO-1/2, or make the SNGP with norm_bound=None."
         )

@@ -47,9 +47,8 @@ class PosteriorFactor:
         largest = max(float(eigenvalues[-1]), 0.0)
         if float(eigenvalues[0]) < -1e-6 * (prior + largest):
             raise CovarianceError(
-                f"the precision matrix has a negative eigenvalue, {float(eigenvalues[0]):.3g}: data was taken out"
-                " that had"
-                " not been added. Call reset_covariance() and fit it again."
+                f"the precision matrix has a negative eigenvalue, {float(eigenvalues[0]):.3g}: data was taken out that"
+                " had not been added. Call reset_covariance() and fit it again."
             )
         precision = torch.finfo(torch.float64)
         # An eigenvalue below the rounding of the largest may be any number: taken as uninformed, for else rounding

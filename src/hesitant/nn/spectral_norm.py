@@ -310,9 +310,8 @@ class SpectralNormalizer(nn.Module):
         if crushed:
             warnings.warn(
                 f"norm_bound={self.norm_bound} is about to shrink {len(crushed)} layers to less than a third, which"
-                " undoes"
-                f" much of what pretrained weights know: {'; '.join(crushed)}. Choose a larger norm_bound, or exclude"
-                " these layers.",
+                f" undoes much of what pretrained weights know: {'; '.join(crushed)}. Choose a larger norm_bound, or"
+                " exclude these layers.",
                 SpectralBoundWarning,
                 stacklevel=4,
             )
