@@ -550,10 +550,18 @@ def test_compiled_agrees(backend):
         torch.testing.assert_close(compiled(x), gp.mean(x))
 
 
+# torch 2.6 cannot be asked whether it exports: there the refusal is dynamo's own.
+OLD = not hasattr(torch.compiler, "is_exporting")
+EXPORT_ERROR: type[Exception] = torch._dynamo.exc.Unsupported if OLD else CovarianceError
+
+
+@pytest.mark.filterwarnings("ignore:.*get_attr")  # torch 2.6, of tensors that are no buffers
 @pytest.mark.parametrize("num_inducing", [32, 600])
 def test_exported_agrees_at_any_batch_size(num_inducing):
     gp, x = fitted(num_inducing=num_inducing), inputs(8, 2)
-    with pytest.raises(CovarianceError, match=r"export: the covariance is not factored yet. Call factorize\(\)"):
+    with pytest.raises(
+        EXPORT_ERROR, match=None if OLD else r"export: the covariance is not factored yet. Call factorize\(\)"
+    ):
         torch.export.export(gp, (x,))
     gp.factorize()
     program = torch.export.export(gp, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -562,7 +570,9 @@ def test_exported_agrees_at_any_batch_size(num_inducing):
 
 
 def test_unfitted_export_is_an_error():
-    with pytest.raises(CovarianceError, match=r"export: the covariance is not fitted. Call fit_covariance\(data\)"):
+    with pytest.raises(
+        EXPORT_ERROR, match=None if OLD else r"export: the covariance is not fitted. Call fit_covariance"
+    ):
         torch.export.export(layer().eval(), (inputs(4),))
 
 
