@@ -153,6 +153,7 @@ SCHEDULES: dict[str, Any] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")  # torch 2.6, of its own SequentialLR
 @pytest.mark.parametrize("scheduler", SCHEDULES.values(), ids=SCHEDULES.keys())
 def test_schedules_resume(tmp_path: Path, scheduler: Any) -> None:
     whole, resumed, _, _ = broken_off(tmp_path, dense, 2, 4, scheduler=scheduler)
