@@ -87,6 +87,7 @@ class SNGP(ModelWrapper):
         )
         self.register_buffer("fitted_fingerprint", torch.zeros((), dtype=torch.int64))
         self._unverified = False
+        self._had_gradients = False
         loaded = _WeightsLoaded(self)
         for module in self.modules():
             module.register_load_state_dict_post_hook(loaded)
@@ -114,8 +115,14 @@ class SNGP(ModelWrapper):
             self._unverified = True  # without gradients too: statistics move
             if self.spectral_normalizer is not None and torch.is_grad_enabled():
                 self.spectral_normalizer.project()
-        elif self._unverified and self.gp.covariance_state == "fitted":
-            self._verify()
+        else:
+            compiling = torch.compiler.is_compiling()
+            suspect = self._unverified or (self._had_gradients and not compiling)
+            if suspect and self.gp.covariance_state == "fitted":
+                self._verify()
+            if not compiling:
+                # Fine-tuning runs in eval mode too: after a forward with gradients, a step may move the weights.
+                self._had_gradients = torch.is_grad_enabled()
         return self.model(*args, **kwargs)
 
     def regularization_loss(self) -> Tensor:
