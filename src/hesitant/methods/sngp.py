@@ -86,11 +86,11 @@ class SNGP(ModelWrapper):
             None if norm_bound is None else SpectralNormalizer(model, norm_bound, conv_norm=conv_norm)
         )
         self.register_buffer("fitted_fingerprint", torch.zeros((), dtype=torch.int64))
-        self._unverified = False
+        self._suspicion = _Suspicion()
         self._had_gradients = False
-        loaded = _WeightsLoaded(self)
         for module in self.modules():
-            module.register_load_state_dict_post_hook(loaded)
+            module.register_load_state_dict_post_hook(self._suspicion)
+        self.register_load_state_dict_post_hook(_factor_what_was_loaded)
         # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
         self._ddp_params_and_buffers_to_ignore = [
             f"{self._laplace_prefix('model.')}{name}" for name, _ in gp.laplace.named_buffers()
@@ -112,12 +112,12 @@ class SNGP(ModelWrapper):
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Answers the model's output: plain logits in training, mean-field logits in eval mode once fitted."""
         if self.training:
-            self._unverified = True  # without gradients too: statistics move
+            self._suspicion.raised = True  # without gradients too: statistics move
             if self.spectral_normalizer is not None and torch.is_grad_enabled():
                 self.spectral_normalizer.project()
         else:
             compiling = torch.compiler.is_compiling()
-            suspect = self._unverified or (self._had_gradients and not compiling)
+            suspect = self._suspicion.raised or (self._had_gradients and not compiling)
             if suspect and self.gp.covariance_state == "fitted":
                 self._verify()
             if not compiling:
@@ -171,7 +171,7 @@ class SNGP(ModelWrapper):
             raise ValueError("data holds no batch that reached the classifier: expected at least one input.")
         gp.factorize()
         self.fitted_fingerprint.fill_(self._fingerprint())
-        self._unverified = False
+        self._suspicion.raised = False
 
     def predict(
         self,
@@ -277,7 +277,7 @@ class SNGP(ModelWrapper):
     def _verify(self) -> None:
         """Marks the covariance stale if the weights are not, to the bit, those that it was fitted with."""
         gp = self.gp
-        self._unverified = False
+        self._suspicion.raised = False
         exact = gp.covariance_state == "fitted" and gp.laplace.momentum is None
         if exact and int(self.fitted_fingerprint) != self._fingerprint():
             gp.laplace.mark_stale()
@@ -305,17 +305,22 @@ class SNGP(ModelWrapper):
                 raise ValueError(f"model has a Gaussian process already, at {name!r}: wrap the plain model.")
 
 
-class _WeightsLoaded:
-    """A load_state_dict hook on every module of the model: whoever loads weights, the covariance is checked again."""
+class _Suspicion:
+    """A load_state_dict hook on every module: whoever loads weights, wherever, the covariance is checked again.
 
-    def __init__(self, owner: SNGP) -> None:
-        self.owner = owner
+    It knows no module: who copies a layer with its hooks, as dynamo does, would copy the whole model.
+    """
+
+    def __init__(self) -> None:
+        self.raised = False
 
     def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
-        self.owner._unverified = True
-        whole = module is self.owner or module is self.owner.model
-        if whole and self.owner.covariance_state == "fitted":  # asked now: an export could not
-            self.owner.gp.factorize()
+        self.raised = True
+
+
+def _factor_what_was_loaded(module: nn.Module, incompatible_keys: Any) -> None:
+    if isinstance(module, SNGP) and module.covariance_state == "fitted":  # asked now: an export could not
+        module.gp.factorize()
 
 
 def _sampled(
