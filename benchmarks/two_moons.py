@@ -36,7 +36,7 @@ from hesitant import SNGP, Deterministic, fit
 from hesitant.data import two_moons, two_moons_grid, two_moons_ood
 from hesitant.demos.methods import METHODS, Method, Predictor, Task
 from hesitant.demos.result import Figures, run_method, versions
-from hesitant.demos.two_moons import BATCH_SIZE, EPOCHS, LEARNING_RATE, SNGP_SETTINGS
+from hesitant.demos.two_moons import EPOCHS, LEARNING_RATE, SNGP_SETTINGS, two_moons_task
 from hesitant.nn import SpectralBoundWarning, mean_field_logits
 from hesitant.nn.models import DeepResNet
 from hesitant.training import History
@@ -104,28 +104,12 @@ VARIANTS = {
 }
 
 
-def make_task(seed: int, generator: torch.Generator, settings: dict[str, Any] = SNGP_SETTINGS) -> Task:
-    """The demo's task for one seed."""
-    train = two_moons(1000, generator=generator)
-    return Task(
-        build_network=lambda g: DeepResNet(2, 2, generator=g),
-        train_data=TensorDataset(train.inputs, train.targets),
-        sngp_settings=settings,
-        epochs=EPOCHS,
-        batch_size=BATCH_SIZE,
-        learning_rate=LEARNING_RATE,
-        seed=seed,
-        device="cpu",
-        progress=False,
-    )
-
-
 def choose(seeds: range) -> dict[str, Any]:
     """Answers the held-out NLL of each factor, and the most cautious one no worse than the tutorial's plain network."""
     plain, by_factor = [], {factor: [] for factor in FACTORS}
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
-        task = make_task(seed, generator)
+        task = two_moons_task(generator, seed=seed)
         held_out = two_moons(1000, generator=generator)
         deterministic, _ = train_tutorial_deterministic(task)
         plain.append(F.cross_entropy(deterministic.predict(held_out.inputs).logits, held_out.targets).item())
@@ -152,7 +136,7 @@ def quality(seeds: range) -> dict[str, Any]:
     for seed in seeds:
         for key, method in VARIANTS.items():
             generator = torch.Generator().manual_seed(seed)
-            task = make_task(seed, generator)
+            task = two_moons_task(generator, seed=seed)
             held_out, ood = two_moons(1000, generator=generator), two_moons_ood(500, generator=generator)
             figures, _ = run_method(
                 method,

@@ -51,6 +51,31 @@ RESOLUTION: Final = 100
 DPI: Final = 150
 
 
+def two_moons_task(
+    generator: torch.Generator,
+    *,
+    seed: int,
+    epochs: int = EPOCHS,
+    device: str = "cpu",
+    progress: bool = False,
+    sngp_settings: Mapping[str, Any] = SNGP_SETTINGS,
+    learning_rate: float = LEARNING_RATE,
+) -> Task:
+    """Answers with the demo's task, its training points drawn from the generator."""
+    train = two_moons(NUM_POINTS, generator=generator)
+    return Task(
+        build_network=lambda generator: DeepResNet(2, 2, generator=generator),
+        train_data=TensorDataset(train.inputs, train.targets),
+        sngp_settings=sngp_settings,
+        epochs=epochs,
+        batch_size=BATCH_SIZE,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+
+
 def run_two_moons(
     methods: Iterable[str] | None = None,
     *,
@@ -82,22 +107,19 @@ def run_two_moons(
     chosen = chosen_methods(methods)
     folder = None if out is None else require_folder(Path(out))
     generator = torch.Generator().manual_seed(seed)
-    train = two_moons(NUM_POINTS, generator=generator)
+    task = two_moons_task(
+        generator,
+        seed=seed,
+        epochs=epochs,
+        device=require_device(device),
+        progress=progress,
+        sngp_settings=sngp_settings,
+        learning_rate=learning_rate,
+    )
     held_out = two_moons(NUM_POINTS, generator=generator)
     ood = two_moons_ood(NUM_OOD, generator=generator)
     grid = two_moons_grid(RESOLUTION)
     left, right, bottom, top = GRID_EXTENT
-    task = Task(
-        build_network=lambda generator: DeepResNet(2, 2, generator=generator),
-        train_data=TensorDataset(train.inputs, train.targets),
-        sngp_settings=sngp_settings,
-        epochs=epochs,
-        batch_size=BATCH_SIZE,
-        learning_rate=learning_rate,
-        seed=seed,
-        device=require_device(device),
-        progress=progress,
-    )
     figures: dict[str, Figures] = {}
     rows: list[MethodSurfaces] = []
     for key, method in chosen.items():
@@ -132,7 +154,8 @@ def run_two_moons(
     if folder is None:
         return result
     files = {"png": folder / "two-moons.png", "json": folder / "two-moons.json"}
-    picture = two_moons_figure(train.inputs.numpy(), train.targets.numpy(), ood.numpy(), rows, extent=GRID_EXTENT)
+    inputs, targets = (tensor.numpy() for tensor in task.train_data.tensors)
+    picture = two_moons_figure(inputs, targets, ood.numpy(), rows, extent=GRID_EXTENT)
     picture.savefig(files["png"], dpi=DPI)
     files["json"].write_text(result.to_json(), encoding="utf-8")
     return replace(result, files=files)

@@ -18,6 +18,8 @@ from torch.utils.data import (
     Subset,
 )
 
+from hesitant.methods.workers import several_workers
+
 TARGET_KEYS = ("labels", "label")
 
 
@@ -71,9 +73,7 @@ def shared_batches(data: Any, batch_size: int) -> Iterator[Batch]:
     Raises:
         ValueError: In a distributed run, a DataLoader with a sampler of its own, whose inputs cannot be dealt out.
     """
-    workers, rank = (
-        (dist.get_world_size(), dist.get_rank()) if dist.is_available() and dist.is_initialized() else (1, 0)
-    )
+    workers, rank = (dist.get_world_size(), dist.get_rank()) if several_workers() else (1, 0)
     if isinstance(data, (Tensor, Mapping)) or _is_several_tensors(data):
         if workers > 1:
             data = _take(data, slice(rank, None, workers))

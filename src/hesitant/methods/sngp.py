@@ -4,7 +4,6 @@ import math
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from hesitant.methods.batches import batches, logits_of, shared_batches
@@ -165,7 +164,7 @@ class SNGP(ModelWrapper):
         except BaseException:  # an interrupt too: half a sum is none
             gp.reset_covariance()
             raise
-        if dist.is_available() and dist.is_initialized():
+        if several_workers():
             gp.laplace.all_reduce()
         if gp.covariance_state == "none":
             raise ValueError("data holds no batch that reached the classifier: expected at least one input.")
