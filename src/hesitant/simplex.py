@@ -1,6 +1,5 @@
 """Tensors whose rows are distributions over classes: checked on the way in, and exact where they saturate."""
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,11 +16,8 @@ __all__ = [
     "as_log_probs",
     "entropy",
     "exact_log",
-    "mixture",
     "two_class_logits",
 ]
-
-_CHUNK_NUMBERS = 2**22  # numbers of samples handled at a time
 
 
 def _tolerance(dtype: torch.dtype) -> float:
@@ -128,42 +124,6 @@ def exact_log(probs: Tensor) -> Tensor:
 def entropy(probs: Tensor, log_probs: Tensor) -> Tensor:
     """`H(p) = -sum_c p_c log p_c` over the last dimension, in nats, with `0 log 0 = 0`."""
     return torch.where(probs > 0, probs * -log_probs, 0.0).sum(dim=-1)
-
-
-def mixture(samples: "Tensor | ArrayLike", *, log: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mean of `S` distributions `(S, B, C)`, its logarithm, the mean of their entropies, and their spread.
-
-    `(B, C)`, `(B, C)`, `(B,)` and `(B, C)`, the last the population standard deviation. `log`: the samples are
-    log-probabilities. Temporary memory is bounded, whatever `B`.
-
-    Raises:
-        TypeError: `samples` are not floating.
-        ValueError: the shape is wrong, or a row is not a distribution.
-    """
-    given = as_tensor("samples", samples)
-    if given.dim() != 3 or given.shape[0] == 0 or given.shape[2] < 2:
-        raise ValueError(
-            f"samples has shape {tuple(given.shape)}, expected (S, B, C) with S >= 1 and C >= 2: stack the (B, C) "
-            "probabilities of each pass or member with torch.stack(passes)"
-        )
-    num_samples, num_inputs, num_classes = given.shape
-    size = max(1, _CHUNK_NUMBERS // (num_samples * num_classes))
-    chunks = []
-    for start in range(0, max(1, num_inputs), size):
-        chunk = given[:, start : start + size]
-        if log:
-            passes = as_distributions("samples.exp()", chunk.exp())
-            log_passes = as_log_probs("samples", chunk, passes)
-            passes = log_passes.exp()
-        else:
-            passes = as_distributions("samples", chunk)
-            log_passes = exact_log(passes)
-        mean_log = torch.logsumexp(log_passes, dim=0) - math.log(num_samples)  # (b, C)
-        mean = passes.mean(dim=0)  # (b, C)
-        std = (passes - mean).square().mean(dim=0).sqrt()  # (b, C)
-        chunks.append((mean, mean_log, entropy(passes, log_passes).mean(dim=0), std))
-    probs, log_probs, expected_entropy, class_std = (torch.cat(part) for part in zip(*chunks, strict=True))
-    return probs, log_probs, expected_entropy, class_std
 
 
 def two_class_logits(logits: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The methods: one file each, one interface."""
 
 from hesitant.methods.deterministic import Deterministic
+from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.sngp import SNGP
 
-__all__ = ["SNGP", "Deterministic"]
+__all__ = ["SNGP", "Deterministic", "MCDropout"]

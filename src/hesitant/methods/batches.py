@@ -1,11 +1,13 @@
 """Turns what a person has (tensors, dicts of them, a Dataset, a DataLoader) into batches for a model."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -19,6 +21,7 @@ from torch.utils.data import (
 )
 
 from hesitant.methods.workers import several_workers
+from hesitant.simplex import two_class_logits
 
 TARGET_KEYS = ("labels", "label")
 
@@ -33,8 +36,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Answers the batch with its tensors on ``device``."""
-        targets = None if self.targets is None else self.targets.to(device)
-        return Batch(_moved(self.args, device), _moved(self.kwargs, device), targets)
+        moved = map_tensors(self, lambda tensor: tensor.to(device))
+        return replace(moved, targets=None if self.targets is None else self.targets.to(device))
 
 
 def batches(inputs: Any, batch_size: int) -> Iterator[Batch]:
@@ -147,6 +150,58 @@ def logits_of(output: Any) -> Tensor:
     )
 
 
+def with_logits(output: Any, log_probs: Tensor, targets: Tensor | None) -> Any:
+    """Answers a copy of what a model answered with ``log_probs`` ``(B, C)`` for its logits.
+
+    The logits of a binary model with a single one become the one whose sigmoid is the probability of class 1. A loss
+    becomes the mean cross-entropy with ``targets``, or None where there are none.
+    """
+    before = logits_of(output)
+    if before.ndim == 1 or before.shape[-1] == 1:
+        log_probs = (log_probs[:, 1] - log_probs[:, 0]).reshape(before.shape)
+    if isinstance(output, Tensor):
+        return log_probs
+    if isinstance(output, (tuple, list)) and not hasattr(output, "logits"):
+        return type(output)((log_probs, *output[1:]))
+    output = copy.copy(output)
+    if hasattr(output, "logits"):
+        output.logits = log_probs
+    else:
+        output["logits"] = log_probs
+    if getattr(output, "loss", None) is not None:
+        output.loss = None if targets is None else F.nll_loss(F.log_softmax(two_class_logits(log_probs), -1), targets)
+    return output
+
+
+def num_inputs(batch: Batch) -> int:
+    """Answers B, the length of the first tensor that a forward pass is given.
+
+    Raises:
+        TypeError: It is given none.
+    """
+    for value in (*batch.args, *batch.kwargs.values()):
+        if isinstance(value, Tensor):
+            return len(value)
+    raise TypeError("a batch holds no tensor: expected the inputs along the first axis of one.")
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """Answers the tensors among the inputs."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(batch, note)
+    return found
+
+
+def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """Answers the batch with ``function`` of each of its inputs; its targets stay."""
+    return Batch(_mapped(batch.args, function), _mapped(batch.kwargs, function), batch.targets)
+
+
 def _is_several_tensors(inputs: Any) -> bool:
     return isinstance(inputs, (tuple, list)) and bool(inputs) and all(isinstance(x, Tensor) for x in inputs)
 
@@ -214,11 +269,11 @@ def _length(inputs: Any) -> int:
     return next(iter(lengths.values()))
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device)
+        return function(value)
     if isinstance(value, Mapping):
-        return {key: _moved(entry, device) for key, entry in value.items()}
+        return {key: _mapped(entry, function) for key, entry in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(_moved(entry, device) for entry in value)
+        return type(value)(_mapped(entry, function) for entry in value)
     return value

@@ -1,0 +1,78 @@
+"""Draws dropout masks at a tenth of the cost of Bernoulli draws, where the keep rate that they realise is known."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_EXACT_ENOUGH = 1e-3  # relative to the rarer of keeping and dropping
+
+
+class Mask(NamedTuple):
+    """What is kept, and how often: what stays is to be divided by ``keep_rate``, and the mean is that of the input."""
+
+    kept: Tensor
+    keep_rate: float
+
+
+class Masks:
+    """The dropout masks of some passes: each pass has a stream of its own, whichever others it is drawn with.
+
+    On the CPU a mask compares random bits of a fast generator (SFC64) with a threshold, 16 bits a number or as many as
+    the rate asks for; elsewhere the device draws it.
+
+    Args:
+        seeds: Of each pass, numbers that are not negative.
+
+    Attributes:
+        device_seed: A seed, below 2**63, for generators that go with the first pass.
+        shapes: Of the masks drawn so far.
+    """
+
+    def __init__(self, seeds: Sequence[tuple[int, ...]]) -> None:
+        sequences = [np.random.SeedSequence(seed) for seed in seeds]
+        self._streams = [np.random.Generator(np.random.SFC64(sequence)) for sequence in sequences]
+        self._device_seeds = [int(s.generate_state(1, np.uint64)[0] >> np.uint64(1)) for s in sequences]
+        self.device_seed = self._device_seeds[0]
+        self.shapes: list[tuple[int, ...]] = []
+        self._generators: list[torch.Generator] = []
+
+    def draw(self, shape: Sequence[int], drop_rate: float, device: torch.device) -> Mask:
+        """Answers a mask for each pass, ``(S, *shape)`` int8: 0 with probability ``drop_rate`` and else 1."""
+        shape = tuple(shape)
+        self.shapes.append(shape)
+        all_shape = (len(self._streams), *shape)
+        if drop_rate >= 1:
+            return Mask(torch.zeros(all_shape, dtype=torch.int8, device=device), 1.0)
+        if device.type != "cpu":
+            return self._draw_on(device, all_shape, drop_rate)
+        kept = np.empty((len(self._streams), math.prod(shape)), dtype=np.bool_)
+        width, threshold = _threshold(drop_rate)
+        for stream, row in zip(self._streams, kept, strict=True):
+            num_words = -(-len(row) * width // 64)
+            words = stream.integers(0, 2**64 - 1, size=num_words, dtype=np.uint64, endpoint=True)
+            bits = words.view(f"u{width // 8}")[: len(row)]
+            np.less(bits, bits.dtype.type(threshold), out=row)  # 8 times as fast as torch compares
+        return Mask(torch.from_numpy(kept.view(np.int8)).view(all_shape), threshold / 2.0**width)
+
+    def _draw_on(self, device: torch.device, all_shape: tuple[int, ...], drop_rate: float) -> Mask:
+        if not self._generators:
+            self._generators = [torch.Generator(device).manual_seed(seed) for seed in self._device_seeds]
+        kept = torch.empty(all_shape, dtype=torch.int8, device=device)
+        for generator, row in zip(self._generators, kept, strict=True):
+            row.bernoulli_(1 - drop_rate, generator=generator)
+        return Mask(kept, 1 - drop_rate)
+
+
+def _threshold(drop_rate: float) -> tuple[int, int]:
+    """Answers how many random bits a number needs, and below which number of them it is kept."""
+    for width in (8, 16, 32):
+        threshold = round((1 - drop_rate) * 2**width)
+        error = abs(threshold / 2**width - (1 - drop_rate))
+        if 0 < threshold < 2**width and error <= _EXACT_ENOUGH * min(drop_rate, 1 - drop_rate):
+            return width, threshold
+    # Rarer than once in 4e6: the nearest rate that 32 bits can hold.
+    return 32, min(max(round((1 - drop_rate) * 2**32), 1), 2**32 - 1)
