@@ -13,14 +13,11 @@ memory   What `predict` adds to the peak memory, each number of points in a proc
 """
 
 import argparse
-import ctypes
 import json
 import math
-import platform
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -29,13 +26,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _measuring import gflops, in_turns, machine, medians, peak, ratio
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from hesitant import SNGP, Deterministic, fit
 from hesitant.data import two_moons, two_moons_grid, two_moons_ood
 from hesitant.demos.methods import METHODS, Method, Predictor, Task
-from hesitant.demos.result import Figures, run_method, versions
+from hesitant.demos.result import Figures, run_method
 from hesitant.demos.two_moons import EPOCHS, LEARNING_RATE, SNGP_SETTINGS, two_moons_task
 from hesitant.nn import SpectralBoundWarning, mean_field_logits
 from hesitant.nn.models import DeepResNet
@@ -219,37 +217,6 @@ def cost() -> dict[str, Any]:
     }
 
 
-def in_turns(tasks: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> dict[str, list[float]]:
-    """Answers the milliseconds of each task in each round, the tasks taking turns: a slow moment hits all alike."""
-    durations: dict[str, list[float]] = {name: [] for name in tasks}
-    for task in tasks.values():
-        for _ in range(5):
-            task()
-    for _ in range(rounds):
-        for name, task in tasks.items():
-            began = time.perf_counter()
-            for _ in range(repeats):
-                task()
-            durations[name].append((time.perf_counter() - began) / repeats * 1e3)
-    return durations
-
-
-def medians(durations: dict[str, list[float]]) -> dict[str, float]:
-    """Answers the median milliseconds of each task."""
-    return {name: statistics.median(values) for name, values in durations.items()}
-
-
-def ratio(durations: dict[str, list[float]], task: str, baseline: str) -> float:
-    """Answers the median over the rounds of a task's time over the baseline's in the same round."""
-    return statistics.median(a / b for a, b in zip(durations[task], durations[baseline], strict=True))
-
-
-def gflops() -> float:
-    """Answers what this machine multiplies matrices at, to compare with other machines."""
-    a = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0))
-    return 2 * 2048**3 / medians(in_turns({"matmul": lambda: a @ a}, rounds=5, repeats=2))["matmul"] / 1e6
-
-
 def memory(points: tuple[int, ...] = (10_000, 100_000, 1_000_000)) -> dict[str, float]:
     """Answers the MiB that `predict` adds to the peak, for each number of points, each in a process of its own."""
     command = [sys.executable, __file__, "--peak"]
@@ -265,17 +232,7 @@ def print_peak(num_points: int) -> None:
     sngp.fit_covariance(two_moons(1000, generator=torch.Generator().manual_seed(0)).inputs)
     inputs = torch.rand(num_points, 2, generator=torch.Generator().manual_seed(0))
     sngp.predict(inputs[:10])
-    ctypes.CDLL(None).malloc_trim(0)  # gives back what fitting freed, which predicting would else use unseen
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    before = resident("VmRSS")
-    sngp.predict(inputs)
-    print(resident("VmHWM") - before)
-
-
-def resident(field: str) -> float:
-    """Answers a field of this process's memory in MiB: ``VmRSS`` now, ``VmHWM`` at its peak."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
+    print(peak(lambda: sngp.predict(inputs)))
 
 
 def main() -> None:
@@ -299,7 +256,7 @@ def main() -> None:
     for name, measure in parts.items():
         if name in arguments.parts:
             results[name] = measure()
-            results["machine"] = {**versions(), "processor": platform.processor() or platform.machine()}
+            results["machine"] = machine(torch.device("cpu"))
             results["settings"] = {"sngp": SNGP_SETTINGS, "learning_rate": LEARNING_RATE, "epochs": EPOCHS}
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(results, indent=2) + "\n")

@@ -64,34 +64,32 @@ class Mixture(NamedTuple):
         return cls(num_samples, *(torch.cat(part) for part in zip(*chunks, strict=True)))
 
     @classmethod
-    def of_logits(cls, logits: Tensor) -> "Mixture":
-        """The mixture of `softmax(logits)`, logits `(S, B, C)` in at least float32, without any check."""
-        log_passes = torch.log_softmax(logits, dim=-1)
-        return cls(len(logits), *_summary(log_passes.exp(), log_passes))
+    def of_passes(cls, log_probs: Tensor) -> "Mixture":
+        """The mixture of log-probabilities `(S, B, C)` in at least float32, without any check."""
+        return cls(len(log_probs), *_summary(log_probs.exp(), log_probs))
 
     def merged(self, other: "Mixture") -> "Mixture":
         """The mixture of the distributions of both.
 
-        The mean of the squares around a mean shifted by `d` is greater by `d^2` (Chan et al. 1983).
+        Their variance is the mean of both plus the variance of both means (Chan et al. 1983).
         """
         num_samples = self.num_samples + other.num_samples
         own, others = self.num_samples / num_samples, other.num_samples / num_samples
-        probs = own * self.probs + others * other.probs
+        shift = other.probs - self.probs
+        variance = own * self.class_std.square() + others * other.class_std.square() + own * others * shift.square()
         return Mixture(
             num_samples,
-            probs,
+            self.probs + others * shift,  # and not a weighted sum, which rounds where both are the same
             torch.logaddexp(self.log_probs + math.log(own), other.log_probs + math.log(others)),
             own * self.expected_entropy + others * other.expected_entropy,
-            (
-                own * (self.class_std.square() + (self.probs - probs).square())
-                + others * (other.class_std.square() + (other.probs - probs).square())
-            ).sqrt(),
+            variance.sqrt(),
         )
 
 
 def _summary(passes: Tensor, log_passes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The mean `(B, C)` of passes `(S, B, C)`, its logarithm, their expected entropy `(B,)` and spread `(B, C)`."""
     mean_log = torch.logsumexp(log_passes, dim=0) - math.log(len(passes))
-    mean = passes.mean(dim=0)
-    std = (passes - mean).square().mean(dim=0).sqrt()
-    return mean, mean_log, entropy(passes, log_passes).mean(dim=0), std
+    shifts = passes - passes[0]  # 0 where all are the same, of whom a mean may round
+    shift = shifts.mean(dim=0)
+    std = (shifts - shift).square().mean(dim=0).sqrt()
+    return passes[0] + shift, mean_log, entropy(passes, log_passes).mean(dim=0), std

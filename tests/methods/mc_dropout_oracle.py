@@ -49,33 +49,37 @@ def plain_passes(
     return torch.stack(passes)
 
 
-def largest_z(ours: Tensor, theirs: Tensor) -> float:
+def largest_z(ours: Tensor, theirs: Tensor, rounding: float) -> float:
     """The largest z-score of a difference between the means of two sets of samples, (S, ...) and (S', ...)."""
     ours, theirs = ours.double(), theirs.double()
     error = (ours.var(0) / len(ours) + theirs.var(0) / len(theirs)).sqrt()
-    return float(((ours.mean(0) - theirs.mean(0)) / (error + 1e-6)).abs().max())
+    return float(((ours.mean(0) - theirs.mean(0)) / (error + rounding)).abs().max())
 
 
-def assert_same_distribution(ours: Tensor, theirs: Tensor, *, jointly: bool = True, bound: float = 5.0) -> None:
+def assert_same_distribution(ours: Tensor, theirs: Tensor, *, jointly: bool = True, bound: float = 6.0) -> None:
     """Mean, spread, shape and (``jointly``) the dependence between inputs agree within Monte Carlo error.
 
     Smooth functions of the samples are compared rather than their ranks: samples that differ by rounding alone are the
-    same.
+    same. The bound is for the some 50,000 z-scores of a run of all tests: what is wrong shows at 10 and more.
     """
     assert ours.shape[1:] == theirs.shape[1:]
     assert bool(torch.isfinite(ours).all())
     center = theirs.mean(0)
     unit = theirs.std(0).clamp(min=1e-4)
-    scores = {"mean": largest_z(ours, theirs), "spread": largest_z((ours - center) ** 2, (theirs - center) ** 2)}
-    for frequency in (1.0, 3.0):
-        one, other = frequency * (ours - center) / unit, frequency * (theirs - center) / unit
-        scores[f"cos {frequency}"] = largest_z(one.cos(), other.cos())
-        scores[f"sin {frequency}"] = largest_z(one.sin(), other.sin())
     one, other = (ours - center) / unit, (theirs - center) / unit
-    scores["between classes"] = largest_z(one * one.roll(1, -1), other * other.roll(1, -1))
+    features = {
+        "sin": (one.sin(), other.sin()),
+        "cos": (one.cos(), other.cos()),
+        "sin of thrice": ((3 * one).sin(), (3 * other).sin()),
+        "cos of thrice": ((3 * one).cos(), (3 * other).cos()),
+        "between classes": (one * one.roll(1, -1), other * other.roll(1, -1)),
+    }
     if jointly and ours.shape[1] > 1:
-        scores["between inputs"] = largest_z(one * one.roll(1, 1), other * other.roll(1, 1))
-    assert max(scores.values()) < bound, scores
+        features["between inputs"] = (one * one.roll(1, 1), other * other.roll(1, 1))
+    scores = {name: largest_z(*pair, rounding=3e-3) for name, pair in features.items()}
+    scores["mean"] = largest_z(ours, theirs, rounding=1e-6)
+    scores["spread"] = largest_z((ours - center) ** 2, (theirs - center) ** 2, rounding=1e-6)
+    assert max(scores.values()) < bound, {name: round(score, 1) for name, score in scores.items()}
 
 
 def all_masks(units: int, p: float) -> tuple[Tensor, Tensor]:

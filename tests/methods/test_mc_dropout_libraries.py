@@ -91,8 +91,8 @@ both_attentions = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_each_dropout_of_hugging_face_answers_as_in_the_plain_loop(family: str, kind: str, attention: str) -> None:
     model, inputs = hugging_face(family, attention, {kind: 0.4}), inputs_of(family)
     assert bool((MCDropout(model, num_samples=30).predict(inputs, seed=0).class_std > 1e-5).all())
-    samples = MCDropout(model, num_samples=250).predict_samples(inputs, seed=0)
-    assert_same_distribution(samples, plain_passes(model, inputs, 250))
+    samples = MCDropout(model, num_samples=150).predict_samples(inputs, seed=0)
+    assert_same_distribution(samples, plain_passes(model, inputs, 150))
 
 
 @each_dropout
@@ -122,9 +122,9 @@ def test_hugging_face_without_dropout_raises(family: str, attention: str) -> Non
 @both_attentions
 def test_all_dropouts_of_bert_together_answer_as_in_the_plain_loop(attention: str) -> None:
     model = hugging_face("Bert", attention, dict.fromkeys(FAMILIES["Bert"][1], 0.2))
-    for chunk_size in (None, 1, 13):
-        samples = MCDropout(model, num_samples=250, chunk_size=chunk_size).predict_samples(tokens(), seed=0)
-        assert_same_distribution(samples, plain_passes(model, tokens(), 250))
+    for chunk_size in (None, 13):
+        samples = MCDropout(model, num_samples=150, chunk_size=chunk_size).predict_samples(tokens(), seed=0)
+        assert_same_distribution(samples, plain_passes(model, tokens(), 150))
 
 
 def test_padding_changes_nothing_but_the_draws() -> None:

@@ -32,6 +32,7 @@ def dropout_active(model: nn.Module, *, stochastic_depth: bool) -> Iterator[None
         for module in model.modules()
         if not _stays_in_eval(module, stochastic_depth)
         for name, buffer in module.named_buffers(recurse=False)
+        if buffer.layout == torch.strided
     ]
     attributes = list(_set_aside(model, stochastic_depth))
     try:

@@ -1,6 +1,5 @@
 """Monte Carlo dropout: a trained model's own dropout, left on, as samples of its predictive distribution."""
 
-import random
 import secrets
 import sys
 from collections.abc import Iterator
@@ -13,17 +12,21 @@ from torch import Tensor, nn
 
 from hesitant.methods.batches import Batch, batches, logits_of, map_tensors, num_inputs, tensors_of, with_logits
 from hesitant.methods.dropout_modes import attributes_kept, dropout_active, dropout_layers
-from hesitant.methods.dropout_passes import DropoutPass, FirstPass, FurtherPasses, OtherCourseError, address
+from hesitant.methods.first_pass import DropoutPass, FirstPass
+from hesitant.methods.further_passes import FurtherPasses, OtherCourseError
 from hesitant.methods.masks import Masks
-from hesitant.methods.wrapper import Gathered, ModelWrapper, evaluating, is_distribution
+from hesitant.methods.operation_calls import address
+from hesitant.methods.random_state import random_state_kept, seed_all
+from hesitant.methods.wrapper import Gathered, ModelWrapper, evaluating, log_probs_of
 from hesitant.mixture import Mixture
 from hesitant.prediction import Prediction
-from hesitant.simplex import exact_log, two_class_logits
 
 # The largest tensor of passes that run together: what a CPU's caches hold, and what keeps a GPU busy.
 _BYTES_AT_ONCE = {"cpu": 4 * 2**20}
 _BYTES_AT_ONCE_ELSEWHERE = 256 * 2**20
-_ROUNDING = 1e-2  # of the largest logit: one pass by itself and the same among others, in half precision
+_WORTH_KEEPING = 0.5  # the share of operations from which on passing them over saves more than it costs
+_PASSES_AT_ONCE = 16  # to be averaged together
+_ROUNDING = {False: 2e-3, True: 5e-2}  # of probabilities, in half precision or not: a pass alone and among others
 
 
 class MCDropout(ModelWrapper):
@@ -133,7 +136,7 @@ class MCDropout(ModelWrapper):
         samples = Gathered()
         with self._sampling(seed) as (device, sampler):
             for position, batch in enumerate(batches(inputs, batch_size)):
-                passes = [torch.softmax(logits, -1) for logits in sampler.passes(batch.to(device), position)]
+                passes = [log_probs.exp() for log_probs in sampler.passes(batch.to(device), position)]
                 samples.append(torch.cat(passes).transpose(0, 1))  # (B, S, C)
         gathered = samples.tensor()
         assert gathered is not None
@@ -148,7 +151,7 @@ class MCDropout(ModelWrapper):
         with ExitStack() as stack:
             device = stack.enter_context(evaluating(self))
             stack.enter_context(dropout_active(self.model, stochastic_depth=self.stochastic_depth))
-            stack.enter_context(_forked(device))
+            stack.enter_context(random_state_kept([device]))
             if "torch._dynamo" in sys.modules:  # a compiled graph was made with its own dropout, or with none
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield device, _Sampler(self, int(seed), device)
@@ -169,75 +172,92 @@ class _Sampler:
         self._weights = {
             address(tensor) for tensors in (self.model.parameters(), self.model.buffers()) for tensor in tensors
         }
-        self._verified = False
+        self._verified: set[int] = set()  # numbers of inputs for which passes are known to run together
+        self._half = False
+        self._seeds = True  # until it is known that all is drawn from the masks
         self._shared_shapes: list[tuple[int, ...]] | None = None
 
     def mixture(self, batch: Batch, position: int) -> Mixture:
         """Answers the mixture of all passes."""
         answer: Mixture | None = None
-        for logits in self.passes(batch, position):
-            part = Mixture.of_logits(logits)
+        for log_probs in self.passes(batch, position):
+            part = Mixture.of_passes(log_probs)
             answer = part if answer is None else answer.merged(part)
         assert answer is not None
         return answer
 
     def passes(self, batch: Batch, position: int) -> Iterator[Tensor]:
-        """Gives the logits ``(s, B, C)`` of some passes at a time, ``num_samples`` in all."""
+        """Gives the log-probabilities ``(s, B, C)`` of some passes at a time, ``num_samples`` in all."""
         rows = num_inputs(batch)
+        self._seeds = True
         inputs = map_tensors(batch, Tensor.clone)  # the model may write to them
         known = {address(tensor) for tensor in tensors_of(inputs)} | self._weights
         first = FirstPass(self._masks(position, 0, 1), rows, known)
         self.output = self._run(first, inputs)
         logits = logits_of(self.output)
+        self._half = logits.dtype.itemsize < 4
+        self._seeds = not (first.repeatable and first.followed)
         self._require_dropout(first, logits)
         done = 0
         if not self.shared:
-            yield self._as_logits(logits, rows, 1)
+            yield self._log_probs(logits, rows, 1)
             done = 1
         size = self._size(first)
-        while done < self.num_samples:
+        while done < self.num_samples and (size > 1 or self.shared or first.once >= _WORTH_KEEPING):
             times = min(size, self.num_samples - done)
             try:
-                logits = self._together(first, batch, rows, times, position, done)
-                if times > 1 and not self._verified:
-                    self._verify(first, batch, rows, position, done + times - 1, logits[-1], 2 if times > 2 else 3)
-                yield logits
+                yield self._together(first, batch, rows, times, position, done)
+                done += times
             except OtherCourseError as error:
                 if self.shared:
                     raise ValueError(f"masks='shared' cannot be kept: {error}. Use masks='per_input'.") from None
-                if size > 1:
-                    size = 1
-                    continue
-                break
-            done += times
-        for sample in range(done, self.num_samples):
-            output = self._run(DropoutPass(self._masks(position, sample, 1)), map_tensors(batch, Tensor.clone))
-            yield self._as_logits(logits_of(output), rows, 1)
+                if size == 1:
+                    break
+                size = 1
+        for start in range(done, self.num_samples, _PASSES_AT_ONCE):
+            alone = range(start, min(start + _PASSES_AT_ONCE, self.num_samples))
+            yield torch.cat([self._alone(batch, rows, position, sample) for sample in alone])
 
     # ---------------------------------------------------------------- inside
 
-    def _verify(
-        self, first: FirstPass, batch: Batch, rows: int, position: int, sample: int, logits: Tensor, company: int
-    ) -> None:
-        """Runs one pass again by itself, once in a call: does the model answer each input whatever stands beside it?"""
-        if first.repeatable:
-            alone = self._together(first, batch, rows, 1, position, sample, company)[0]
-            allowed = _ROUNDING * logits.abs().amax().clamp(min=1)
-            if not bool(((alone - logits).abs() <= allowed).logical_or(alone == logits).all()):
-                raise OtherCourseError("the model's answer to an input depends on the others in its batch")
-        self._verified = True
+    def _alone(self, batch: Batch, rows: int, position: int, sample: int) -> Tensor:
+        """Answers the log-probabilities of one pass, all of it computed."""
+        output = self._run(DropoutPass(self._masks(position, sample, 1)), map_tensors(batch, Tensor.clone))
+        return self._log_probs(logits_of(output), rows, 1)
 
-    def _together(
-        self, first: FirstPass, batch: Batch, rows: int, times: int, position: int, done: int, company: int = 2
-    ) -> Tensor:
-        """Answers the logits of some passes; shared masks need others in ``company``, whose shapes show the axis."""
+    def _together(self, first: FirstPass, batch: Batch, rows: int, times: int, position: int, done: int) -> Tensor:
+        """Answers the log-probabilities of some passes, which compute what drawn numbers reach alone."""
+        log_probs, passes = self._further(first, batch, rows, times, position, done, company=2)
+        if times > 1 and rows not in self._verified:
+            # One of them again by itself: does the model answer an input alike, whatever stands beside it?
+            again = passes.drawn_by(times - 1)
+            company = 2 if times > 2 else 3
+            alone, _ = self._further(first, batch, rows, 1, position, done + times - 1, company=company, again=again)
+            if bool(((alone[0].exp() - log_probs[-1].exp()).abs() > _ROUNDING[self._half]).any()):
+                raise OtherCourseError("the model's answer to an input depends on the others in its batch")
+            self._verified.add(rows)
+        return log_probs
+
+    def _further(
+        self,
+        first: FirstPass,
+        batch: Batch,
+        rows: int,
+        times: int,
+        position: int,
+        done: int,
+        *,
+        company: int,
+        again: Iterator[list[Tensor]] | None = None,
+    ) -> tuple[Tensor, FurtherPasses]:
+        """Runs some passes; with shared masks in ``company``, whose shapes show the batch axis."""
         at_once = max(times, company) if self.shared else times
         masks = self._masks(position, done, at_once)
-        passes = FurtherPasses(first, masks, rows, at_once, shared=self.shared)
+        passes = FurtherPasses(first, masks, rows, at_once, shared=self.shared, again=again)
         stand_ins = map_tensors(batch, passes.placeholder)
         try:
             with attributes_kept(self.model):
-                logits = self._as_logits(logits_of(self._run(passes, stand_ins)), rows, at_once)
+                log_probs = self._log_probs(logits_of(self._run(passes, stand_ins)), rows, at_once)
         except (OtherCourseError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # code that reads a placeholder's content; an error of the model's own comes again
@@ -246,7 +266,7 @@ class _Sampler:
             self._shared_shapes = masks.shapes
         elif self.shared and masks.shapes != self._shared_shapes:
             raise OtherCourseError("the inputs of one batch have other lengths than those of another")
-        return logits[:times]
+        return log_probs[:times], passes
 
     def _run(self, mode: DropoutPass, batch: Batch) -> Any:
         # Below autograd an operation is seen as the code wrote it: a dropout, not the draws that it consists of.
@@ -257,28 +277,24 @@ class _Sampler:
         """Answers the masks of some passes of a batch, and seeds what draws by itself: a second attempt draws alike."""
         position = 0 if self.shared else position
         masks = Masks([(self.seed, position, sample + i) for i in range(times)])
-        torch.default_generator.manual_seed(masks.device_seed)
-        random.seed(masks.device_seed)
-        np.random.seed(masks.device_seed % 2**32)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(masks.device_seed)
+        if self._seeds:
+            seed_all(masks.device_seed, [self.device])
         return masks
 
     def _size(self, first: FirstPass) -> int:
         """Answers how many passes run together."""
         budget = _BYTES_AT_ONCE.get(self.device.type, _BYTES_AT_ONCE_ELSEWHERE)
+        if not first.followed:
+            return 1
         return self.chunk_size or max(1, budget // max(1, first.largest))
 
-    def _as_logits(self, output: Tensor, rows: int, times: int) -> Tensor:
+    def _log_probs(self, output: Tensor, rows: int, times: int) -> Tensor:
         if output.ndim not in (1, 2) or len(output) != times * rows:
             raise ValueError(
                 f"the model answered logits of shape {tuple(output.shape)} for {times * rows} inputs: expected (B, C),"
                 " or (B, 1) or (B,) for a binary model."
             )
-        logits = exact_log(output.float()) if is_distribution(output) else two_class_logits(output)
-        if logits.dtype.itemsize < 4:
-            logits = logits.float()
-        return logits.view(times, rows, -1)  # (s, B, C)
+        return log_probs_of(output).view(times, rows, -1)  # (s, B, C)
 
     def _require_dropout(self, first: FirstPass, logits: Tensor) -> None:
         if first.drew and first.reached(logits):
@@ -290,16 +306,3 @@ class _Sampler:
             f" layers: {rates or 'none'}. Train it with dropout (p > 0), or use another method, such as SNGP or"
             " DeepEnsemble."
         )
-
-
-@contextmanager
-def _forked(device: torch.device) -> Iterator[None]:
-    """Puts all global generators back afterwards: what draws by itself draws from them."""
-    python, array = random.getstate(), np.random.get_state()
-    devices, kind = ([], "cuda") if device.type == "cpu" else ([device.index or 0], device.type)
-    try:
-        with torch.random.fork_rng(devices=devices, device_type=kind):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)

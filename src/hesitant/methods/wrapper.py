@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hesitant.prediction import Prediction
+from hesitant.simplex import exact_log, two_class_logits
 
 
 class ModelWrapper(nn.Module):
@@ -26,16 +27,12 @@ class ModelWrapper(nn.Module):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
         self.model = model
-        self._bind_forward()
-
-    def _bind_forward(self) -> None:
-        signature = inspect.signature(self.model.forward)
-        self.__dict__["forward"] = types.MethodType(_with_signature(type(self).forward, signature), self)
+        bind_forward(self, model)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Binds ``forward`` anew: a pickled or copied method forgets its signature, or whose it is."""
         super().__setstate__(state)
-        self._bind_forward()
+        bind_forward(self, self.model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Answers :meth:`call`, under the signature of the model's own ``forward``."""
@@ -54,6 +51,12 @@ class ModelWrapper(nn.Module):
             if model is None:
                 raise
             return getattr(model, name)
+
+
+def bind_forward(wrapper: nn.Module, model: nn.Module) -> None:
+    """Gives the wrapper's ``forward`` the signature of the model's."""
+    signature = inspect.signature(model.forward)
+    wrapper.__dict__["forward"] = types.MethodType(_with_signature(type(wrapper).forward, signature), wrapper)
 
 
 def _with_signature(function: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
@@ -142,6 +145,14 @@ def prediction_of(
         logit_variance=logit_variance,
         split_unavailable=split_unavailable,
     )
+
+
+def log_probs_of(output: Tensor) -> Tensor:
+    """Answers the log-probabilities ``(B, C)`` of a model's output: logits, a single logit, or probabilities."""
+    if is_distribution(output):
+        return exact_log(output.float())
+    logits = two_class_logits(output)
+    return torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, -1)
 
 
 def is_distribution(output: Tensor) -> bool:

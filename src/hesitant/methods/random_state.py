@@ -1,0 +1,39 @@
+"""Seeds the global generators for code that draws from them, and puts them back."""
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def random_state_kept(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Puts the global generators of Python, NumPy, torch's CPU and these devices back afterwards."""
+    python, array = random.getstate(), np.random.get_state()
+    accelerators = [device for device in devices if device.type != "cpu"]
+    kind = accelerators[0].type if accelerators else "cuda"
+    try:
+        with torch.random.fork_rng(devices=[device.index or 0 for device in accelerators], device_type=kind):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+
+
+def seed_all(seed: int, devices: Iterable[torch.device]) -> None:
+    """Seeds the global generators of Python, NumPy, torch's CPU and these devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        if device.type != "cpu":
+            module = torch.get_device_module(device)
+            with module.device(device):
+                module.manual_seed(seed)
+
+
+def derived_seed(*numbers: int) -> int:
+    """Answers a seed below 2**63 that follows from numbers that are not negative, and is as good as independent."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
