@@ -30,7 +30,6 @@ def dropout_active(model: nn.Module, *, stochastic_depth: bool) -> Iterator[None
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
-        if not _stays_in_eval(module, stochastic_depth)
         for name, buffer in module.named_buffers(recurse=False)
         if buffer.layout == torch.strided
     ]

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hesitant.methods.random_state import derived_seed
+
 _EXACT_ENOUGH = 1e-3  # relative to the rarer of keeping and dropping
 
 
@@ -28,17 +30,19 @@ class Masks:
         seeds: Of each pass, numbers that are not negative.
 
     Attributes:
-        device_seed: A seed, below 2**63, for generators that go with the first pass.
         shapes: Of the masks drawn so far.
     """
 
     def __init__(self, seeds: Sequence[tuple[int, ...]]) -> None:
-        sequences = [np.random.SeedSequence(seed) for seed in seeds]
-        self._streams = [np.random.Generator(np.random.SFC64(sequence)) for sequence in sequences]
-        self._device_seeds = [int(s.generate_state(1, np.uint64)[0] >> np.uint64(1)) for s in sequences]
-        self.device_seed = self._device_seeds[0]
+        self._seeds = list(seeds)
+        self._streams = [np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed))) for seed in seeds]
         self.shapes: list[tuple[int, ...]] = []
         self._generators: list[torch.Generator] = []
+
+    @property
+    def device_seed(self) -> int:
+        """A seed, below 2**63, for generators that go with the first pass."""
+        return derived_seed(*self._seeds[0])
 
     def draw(self, shape: Sequence[int], drop_rate: float, device: torch.device) -> Mask:
         """Answers a mask for each pass, ``(S, *shape)`` int8: 0 with probability ``drop_rate`` and else 1."""
@@ -60,7 +64,7 @@ class Masks:
 
     def _draw_on(self, device: torch.device, all_shape: tuple[int, ...], drop_rate: float) -> Mask:
         if not self._generators:
-            self._generators = [torch.Generator(device).manual_seed(seed) for seed in self._device_seeds]
+            self._generators = [torch.Generator(device).manual_seed(derived_seed(*s)) for s in self._seeds]
         kept = torch.empty(all_shape, dtype=torch.int8, device=device)
         for generator, row in zip(self._generators, kept, strict=True):
             row.bernoulli_(1 - drop_rate, generator=generator)

@@ -3,7 +3,7 @@
 import copy
 import enum
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hesitant.methods.dropout_draws import draws
 from hesitant.methods.masks import Masks
+from hesitant.methods.random_state import derived_seed
 
 _aten = torch.ops.aten
 
@@ -46,7 +47,7 @@ class MemberMasks(Masks):
         self.together = together
         self.busy = False
         if device.type != "cpu":
-            self._generators = [torch.Generator(device).manual_seed(seed) for seed in self._device_seeds]
+            self._generators = [torch.Generator(device).manual_seed(derived_seed(*seed)) for seed in seeds]
 
     def of(self, members: slice) -> "MemberMasks":
         """Answers the masks of some of the members, drawn from the same streams."""
@@ -54,6 +55,12 @@ class MemberMasks(Masks):
         some._streams, some._generators = self._streams[members], self._generators[members]
         some.num_members = len(some._streams)
         return some
+
+    def _draw_on(self, device: torch.device, all_shape: tuple[int, ...], drop_rate: float) -> Mask:
+        assert self._words is not None
+        words = self._words.draw(math.prod(all_shape[1:]))
+        threshold = round((1 - drop_rate) * 2**_WORD_BITS)
+        return Mask((words < threshold).view(torch.int8).view(all_shape), threshold / 2.0**_WORD_BITS)
 
     def kept(self, shape: Sequence[int], drop_rate: float, device: torch.device) -> tuple[Tensor, float]:
         """Answers a mask ``(members, *shape)`` of each member's ``shape``, or ``shape`` alone; and its keep rate."""
@@ -71,6 +78,22 @@ class MemberMasks(Masks):
         if like.dtype == torch.get_default_dtype():
             return kept * (1 / keep_rate)  # converts as it multiplies
         return kept.to(like.dtype).mul_(1 / keep_rate)
+
+
+class _Words:
+    """Random numbers of each member on a device, drawn many at a time: a launch for each member and mask adds up."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self._device = device
+        self._left = [torch.empty(0, dtype=torch.int32, device=device) for _ in seeds]  # of each member
+        self._shared: Tensor | None = None  # the same, of all, where all are as far
+
+    def draw(self, count: int) -> Tensor:
+        """Answers ``(members, count)`` numbers of 31 bits, int32."""
+
+    def of(self, member: int) -> "_Words":
+        """Answers those of one member."""
 
 
 class _Drop(torch.autograd.Function):
@@ -113,11 +136,14 @@ class _Functions(TorchFunctionMode):
 
 
 class _Operations(TorchDispatchMode):
-    """Draws for every Bernoulli draw of PyTorch's kernels; below vmap the members are the first axis."""
+    """Draws for every Bernoulli draw of PyTorch's kernels; below vmap the members are the first axis.
 
-    def __init__(self, masks: MemberMasks) -> None:
+    What is drawn in another way, a member by itself draws from PyTorch's generators; members together must not.
+    """
+
+    def __init__(self, masks: MemberMasks, *, strict: bool) -> None:
         super().__init__()
-        self.masks = masks
+        self.masks, self.strict = masks, strict
         self.drew = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -134,7 +160,9 @@ class _Operations(TorchDispatchMode):
                 kept = self._kept(args[0].shape, args[1], args[0].device)
                 scale = 0.0 if args[1] >= 1 else 1 / (1 - args[1])
                 return args[0] * kept.to(args[0].dtype).mul_(scale), kept.bool()
-        raise UnknownDrawError(str(func))
+        if self.strict:
+            raise UnknownDrawError(f"{func} draws random numbers in a way that is not known")
+        return func(*args, **kwargs)
 
     def _filled(self, out: Tensor, keep_rate: float = 0.5) -> Tensor:
         if keep_rate >= 1:
@@ -158,7 +186,7 @@ def drawing_from(masks: MemberMasks, drawing: Drawing) -> Iterator[None]:
         with _Functions(masks):
             yield
     else:
-        with _Functions(masks), _Operations(masks):
+        with _Functions(masks), _Operations(masks, strict=masks.together):
             yield
 
 
@@ -172,29 +200,58 @@ def plain_attention(drawing: Drawing, device: torch.device) -> Iterator[None]:
         yield
 
 
+class MemberDropout:
+    """The dropout of one member that trains by itself, from the stream that it has beside others.
+
+    Args:
+        seed: Of the member.
+        drawing: How its model draws.
+    """
+
+    def __init__(self, seed: int, drawing: Drawing) -> None:
+        self._seed, self._drawing = seed, drawing
+        self._masks: MemberMasks | None = None
+
+    def begin(self, epoch: int, device: torch.device, worker: int = 0) -> None:
+        """Begins the epoch's stream, which no other epoch has a part in: a resumed run draws as an unbroken one."""
+        self._masks = MemberMasks([(self._seed + worker, epoch)], device, together=False)
+
+    def step(self) -> AbstractContextManager[None]:
+        """Draws the dropout of a forward pass within."""
+        assert self._masks is not None
+        return drawing_from(self._masks, self._drawing)
+
+    def attention(self, device: torch.device) -> AbstractContextManager[None]:
+        """Keeps attention, all the while, where its dropout can be drawn."""
+        return plain_attention(self._drawing, device)
+
+
 class Probe:
-    """Finds out how a model draws, by a step of training on a copy of it: its forward pass, then its backward pass."""
+    """Finds out how a model draws, from a step of training: the forward pass, then the backward pass.
+
+    Attributes:
+        drawing: What has been found.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._seen = _Operations(MemberMasks([(0,)], device, together=False))
+        self._masks = MemberMasks([(0,)], device, together=False)
         self.drawing = Drawing.FUNCTIONS
 
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Watches the forward pass."""
-        with plain_attention(Drawing.OPERATIONS, self._device), _Functions(self._seen.masks), self._seen:
+        below = _Operations(self._masks, strict=True)
+        with plain_attention(Drawing.OPERATIONS, self._device), _Functions(self._masks), below:
             yield
-        if self._seen.drew:
+        if below.drew and self.drawing is Drawing.FUNCTIONS:
             self.drawing = Drawing.OPERATIONS
 
     @contextmanager
     def backward(self) -> Iterator[None]:
-        """Watches the backward pass: what is computed anew there must find the masks that it had, and would not."""
-        self._seen.drew = False
-        drew_functions = self._seen.masks.device_seed
-        del drew_functions
-        with self._seen:
+        """Watches the backward pass: what is computed anew there would draw other masks than it had."""
+        below = _Operations(self._masks, strict=True)
+        with below:
             yield
-        if self._seen.drew:
+        if below.drew:
             self.drawing = Drawing.OWN
