@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hesitant.methods.random_state import derived_seed
+from hesitant.methods.random_state import derived_seed, seed_sequence
 
 _EXACT_ENOUGH = 1e-3  # relative to the rarer of keeping and dropping
 
@@ -35,7 +35,7 @@ class Masks:
 
     def __init__(self, seeds: Sequence[tuple[int, ...]]) -> None:
         self._seeds = list(seeds)
-        self._streams = [np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed))) for seed in seeds]
+        self._streams = [np.random.Generator(np.random.SFC64(seed_sequence(*seed))) for seed in seeds]
         self.shapes: list[tuple[int, ...]] = []
         self._generators: list[torch.Generator] = []
 

@@ -34,6 +34,11 @@ def seed_all(seed: int, devices: Iterable[torch.device]) -> None:
                 module.manual_seed(seed)
 
 
+def seed_sequence(*numbers: int) -> np.random.SeedSequence:
+    """Answers what follows from numbers that are not negative; one number more, if it is 0, makes another sequence."""
+    return np.random.SeedSequence(numbers[0], spawn_key=numbers[1:])
+
+
 def derived_seed(*numbers: int) -> int:
     """Answers a seed below 2**63 that follows from numbers that are not negative, and is as good as independent."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(seed_sequence(*numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
