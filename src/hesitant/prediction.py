@@ -27,7 +27,7 @@ __all__ = ["Prediction", "UnavailableError"]
 
 _ONE_DISTRIBUTION = (
     "this prediction holds a single distribution for each input, and one distribution cannot be split into an "
-    "aleatoric and an epistemic part. Predict with several, as SNGP does with "
+    "aleatoric and an epistemic part. Predict with several, as MCDropout and DeepEnsemble do, or SNGP with "
     "posterior='monte_carlo'"
 )
 _NOT_GIVEN = {

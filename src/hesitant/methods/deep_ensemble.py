@@ -46,7 +46,6 @@ class DeepEnsemble(nn.Module):
 
     Attributes:
         members: The models.
-        seed: What the order of each member's data and its dropout follow from, together with the seed of ``fit``.
 
     Raises:
         TypeError: A member is no ``torch.nn.Module``.
@@ -95,15 +94,13 @@ class DeepEnsemble(nn.Module):
                 f"build is a {type(build).__name__}: expected a function that makes one anew at each call, such as"
                 f" lambda: {type(build).__name__}(...)."
             )
-        if not isinstance(num_members, int) or num_members < 1:
-            raise ValueError(f"num_members={num_members!r} is no integer of at least 1.")
-        if not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed={seed!r} is no integer of at least 0.")
+        _require_integer("num_members", num_members, 1)
+        _require_integer("seed", seed, 0)
         devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
         members = []
         for position in range(num_members):
             with random_state_kept(devices):
-                seed_all(derived_seed(seed, position), devices)
+                seed_all(derived_seed(int(seed), position), devices)
                 members.append(build())
         ensemble = cls(members)
         for position, member in enumerate(members):
@@ -131,6 +128,7 @@ class DeepEnsemble(nn.Module):
 
         Raises:
             RuntimeError: The ensemble is in training mode.
+            ValueError: A member's output is not ``(B, C)``, or not of the same inputs and classes as the first's.
         """
         if self.training:
             raise RuntimeError(
@@ -138,13 +136,28 @@ class DeepEnsemble(nn.Module):
                 " members. Train them with hesitant.fit(ensemble, data), or each of ensemble.members by itself; to"
                 " evaluate, call ensemble.eval() first."
             )
+        return self._call(args, kwargs, _Draws(0, 0, (), 0))
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], draws: "_Draws") -> Any:
         output: Any = None
         answers: list[Tensor] = []
-        for member in self.members:
+        for index, member in enumerate(self.members):
             batch = map_tensors(Batch(args, kwargs).to(device_of(member)), Tensor.clone)  # a model may write to them
-            answer = member(*batch.args, **batch.kwargs)
+            of_member = draws._replace(member=(*draws.member, index))
+            if isinstance(member, DeepEnsemble):
+                answer = member._call(batch.args, batch.kwargs, of_member)
+            elif isinstance(member, MCDropout):
+                answer = member.sampled(batch.args, batch.kwargs, **of_member.options_for(member, {}))
+            else:
+                answer = member(*batch.args, **batch.kwargs)
+            logits = logits_of(answer)
+            if logits.ndim not in (1, 2):
+                raise ValueError(
+                    f"members[{len(answers)}] answers logits of shape {tuple(logits.shape)}: expected (B, C), or (B, 1)"
+                    " or (B,) for a binary model."
+                )
             output = answer if output is None else output
-            answers.append(log_probs_of(logits_of(answer)).to(logits_of(output).device))
+            answers.append(log_probs_of(logits).to(logits_of(output).device))
         _require_same_shapes(answers)
         mean = torch.logsumexp(torch.stack(answers), 0) - math.log(len(answers))
         labels = kwargs.get("labels")
@@ -192,8 +205,8 @@ class DeepEnsemble(nn.Module):
         self, inputs: Any, seed: int | None, batch_size: int, options: dict[str, Any]
     ) -> Iterator[list[Prediction]]:
         """Gives every member's prediction of some batches at a time."""
-        if seed is not None and (not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0):
-            raise ValueError(f"seed={seed!r} is no integer of at least 0: give one, or None.")
+        if seed is not None:
+            _require_integer("seed", seed, 0)
         taken = _options_of(self)
         unknown = sorted(set(options) - taken)
         if unknown:
@@ -303,6 +316,11 @@ def _unwrapped(member: nn.Module) -> nn.Module:
     while isinstance(member, ModelWrapper):
         member = member.model
     return member
+
+
+def _require_integer(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r} is no integer of at least {least}.")
 
 
 def _require_same_shapes(answers: list[Tensor]) -> None:

@@ -8,7 +8,7 @@ from hesitant.prediction import Prediction
 
 _NO_SPLIT = (
     "a deterministic model answers with one distribution, which cannot be split into aleatoric and epistemic parts:"
-    ' predict with SNGP and posterior="monte_carlo".'
+    ' predict with MCDropout, a DeepEnsemble, or SNGP and posterior="monte_carlo".'
 )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hesitant.eager import run_eagerly
 from hesitant.methods.batches import Batch, batches, logits_of, map_tensors, num_inputs, tensors_of, with_logits
 from hesitant.methods.dropout_modes import attributes_kept, dropout_active, dropout_layers
 from hesitant.methods.first_pass import DropoutPass, FirstPass
@@ -80,7 +81,21 @@ class MCDropout(ModelWrapper):
         """Answers the model's output: in eval mode with the logarithm of the mean probabilities for logits."""
         if self.training:
             return self.model(*args, **kwargs)
-        with self._sampling(0) as (_, sampler):
+        return self.sampled(args, kwargs, seed=0)
+
+    @run_eagerly
+    def sampled(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, seed: int | None) -> Any:
+        """Answers what the model answers to these arguments, with the logarithm of the mean probabilities for logits.
+
+        Args:
+            args: Of the model's ``forward``.
+            kwargs: Of the model's ``forward``; its ``labels`` make the loss.
+            seed: Of the masks, as in :meth:`predict`.
+
+        Raises:
+            ValueError: As :meth:`predict`.
+        """
+        with self._sampling(seed) as (_, sampler):
             mixture = sampler.mixture(Batch(args, kwargs), 0)
         return with_logits(sampler.output, mixture.log_probs, kwargs.get("labels"))
 

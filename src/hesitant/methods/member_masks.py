@@ -2,6 +2,7 @@
 
 import copy
 import enum
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -14,10 +15,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hesitant.methods.dropout_draws import draws
-from hesitant.methods.masks import Masks
+from hesitant.methods.masks import Mask, Masks
 from hesitant.methods.random_state import derived_seed
 
 _aten = torch.ops.aten
+_WORD_BITS = 31
+_WORDS_AT_ONCE = 2**20  # of each member, on an accelerator: 4 MiB
 
 
 class Drawing(enum.Enum):
@@ -32,6 +35,34 @@ class UnknownDrawError(RuntimeError):
     """The model draws random numbers in a way for which there are no masks."""
 
 
+class _Words:
+    """Random numbers of each member on a device, drawn many at a time: a launch for each member and mask adds up."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self._drawn = torch.empty(len(seeds), _WORDS_AT_ONCE, dtype=torch.int32, device=device)
+        self._used = [_WORDS_AT_ONCE] * len(seeds)
+
+    def draw(self, members: range, count: int) -> Tensor:
+        """Answers ``(members, count)`` numbers of 31 bits, int32."""
+        if count > _WORDS_AT_ONCE:
+            words = self._drawn.new_empty(len(members), count)
+            for member, row in zip(members, words, strict=True):
+                row.random_(generator=self._generators[member])
+            return words
+        for member in members:
+            if self._used[member] + count > _WORDS_AT_ONCE:
+                self._drawn[member].random_(generator=self._generators[member])
+                self._used[member] = 0
+        starts = [self._used[member] for member in members]
+        for member in members:
+            self._used[member] += count
+        if len(set(starts)) == 1:
+            return self._drawn[members.start : members.stop, starts[0] : starts[0] + count]
+        rows = zip(members, starts, strict=True)
+        return torch.stack([self._drawn[member, start : start + count] for member, start in rows])
+
+
 class MemberMasks(Masks):
     """The masks of some members: each draws from its own stream, whether it trains by itself or beside others.
 
@@ -43,22 +74,25 @@ class MemberMasks(Masks):
 
     def __init__(self, seeds: Sequence[tuple[int, ...]], device: torch.device, *, together: bool) -> None:
         super().__init__(seeds)
-        self.num_members = len(seeds)
         self.together = together
         self.busy = False
-        if device.type != "cpu":
-            self._generators = [torch.Generator(device).manual_seed(derived_seed(*seed)) for seed in seeds]
+        self._members = range(len(seeds))
+        self._words = _Words([derived_seed(*seed) for seed in seeds], device) if device.type != "cpu" else None
 
-    def of(self, members: slice) -> "MemberMasks":
-        """Answers the masks of some of the members, drawn from the same streams."""
-        some = copy.copy(self)
-        some._streams, some._generators = self._streams[members], self._generators[members]
-        some.num_members = len(some._streams)
-        return some
+    @property
+    def num_members(self) -> int:
+        """How many members draw."""
+        return len(self._members)
+
+    def of(self, member: int) -> "MemberMasks":
+        """Answers the masks of one of the members, drawn from the same stream."""
+        one = copy.copy(self)
+        one._streams, one._members = self._streams[member : member + 1], self._members[member : member + 1]
+        return one
 
     def _draw_on(self, device: torch.device, all_shape: tuple[int, ...], drop_rate: float) -> Mask:
         assert self._words is not None
-        words = self._words.draw(math.prod(all_shape[1:]))
+        words = self._words.draw(self._members, math.prod(all_shape[1:]))
         threshold = round((1 - drop_rate) * 2**_WORD_BITS)
         return Mask((words < threshold).view(torch.int8).view(all_shape), threshold / 2.0**_WORD_BITS)
 
@@ -78,22 +112,6 @@ class MemberMasks(Masks):
         if like.dtype == torch.get_default_dtype():
             return kept * (1 / keep_rate)  # converts as it multiplies
         return kept.to(like.dtype).mul_(1 / keep_rate)
-
-
-class _Words:
-    """Random numbers of each member on a device, drawn many at a time: a launch for each member and mask adds up."""
-
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self._device = device
-        self._left = [torch.empty(0, dtype=torch.int32, device=device) for _ in seeds]  # of each member
-        self._shared: Tensor | None = None  # the same, of all, where all are as far
-
-    def draw(self, count: int) -> Tensor:
-        """Answers ``(members, count)`` numbers of 31 bits, int32."""
-
-    def of(self, member: int) -> "_Words":
-        """Answers those of one member."""
 
 
 class _Drop(torch.autograd.Function):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hesitant.eager import run_eagerly
 from hesitant.methods.batches import batches, logits_of, shared_batches
 from hesitant.methods.classifier import find_classifier
 from hesitant.methods.fingerprint import fingerprint
@@ -272,7 +273,7 @@ class SNGP(ModelWrapper):
         mean, variance = (at_position(part, position) for part in (kept[0].mean, kept[0].variance))
         return GaussianLogits(mean.reshape(answer.shape), variance.reshape(answer.shape))
 
-    @torch.compiler.disable
+    @run_eagerly
     def _verify(self) -> None:
         """Marks the covariance stale if the weights are not, to the bit, those that it was fitted with."""
         gp = self.gp

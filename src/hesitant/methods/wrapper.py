@@ -149,16 +149,26 @@ def prediction_of(
 
 def log_probs_of(output: Tensor) -> Tensor:
     """Answers the log-probabilities ``(B, C)`` of a model's output: logits, a single logit, or probabilities."""
-    if is_distribution(output):
-        return exact_log(output.float())
     logits = two_class_logits(output)
-    return torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, -1)
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    if torch.compiler.is_compiling():  # which cannot look at numbers
+        return torch.where(_sums_to_one(output), exact_log(logits.clamp(min=0)), torch.log_softmax(logits, -1))
+    if not is_distribution(output):
+        return torch.log_softmax(logits, -1)
+    # The rows of a half precision miss 1 by up to its epsilon.
+    return exact_log(logits if output.dtype.itemsize >= 4 else logits / logits.sum(-1, keepdim=True))
 
 
 def is_distribution(output: Tensor) -> bool:
     """Whether a model's output ``(B, C)`` has been through a softmax already: no entry negative, each row sums to 1."""
     if output.ndim != 2 or output.shape[1] < 2 or len(output) == 0:
         return False
+    return bool(_sums_to_one(output))
+
+
+def _sums_to_one(output: Tensor) -> Tensor:
+    if output.ndim != 2 or output.shape[1] < 2:
+        return torch.zeros((), dtype=torch.bool, device=output.device)
     # Rounding its entries moves a sum by half an epsilon; a wider tolerance would take half-precision logits for one.
     tolerance = max(torch.finfo(output.dtype).eps, 64 * torch.finfo(torch.float32).eps)
-    return bool((output >= 0).all()) and bool(((output.double().sum(1) - 1).abs() <= tolerance).all())
+    return (output >= 0).all() & ((output.double().sum(1) - 1).abs() <= tolerance).all()

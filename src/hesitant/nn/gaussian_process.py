@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hesitant.eager import run_eagerly
 from hesitant.nn.gaussian_logits import GaussianLogits
 from hesitant.nn.laplace import CovarianceState, LaplaceCovariance
 from hesitant.nn.likelihood import MEAN_FIELD, Likelihood, check_likelihood, data_weights
@@ -283,7 +284,7 @@ class RandomFeatureGaussianProcess(nn.Module):
         """Forgets all data: the covariance is that of the prior, and its state ``"none"``."""
         self.laplace.reset()
 
-    @torch.compiler.disable
+    @run_eagerly
     def factorize(self) -> None:
         """Factors the precision now, rather than at the next evaluation.
 
@@ -333,7 +334,7 @@ class RandomFeatureGaussianProcess(nn.Module):
     def _like_input(self, logits: Tensor, x: Tensor) -> Tensor:
         return logits if torch.is_autocast_enabled(x.device.type) else logits.to(x.dtype)
 
-    @torch.compiler.disable
+    @run_eagerly
     def _warn_unfitted(self) -> None:
         self._warned = True
         warnings.warn(
@@ -342,7 +343,7 @@ class RandomFeatureGaussianProcess(nn.Module):
             stacklevel=3,
         )
 
-    @torch.compiler.disable
+    @run_eagerly
     def _trained_on(self, x: Tensor) -> None:
         if self.laplace.momentum is None:
             if torch.is_grad_enabled():
@@ -377,7 +378,7 @@ class RandomFeatureGaussianProcess(nn.Module):
             count = int(total)
         return product, count
 
-    @torch.compiler.disable
+    @run_eagerly
     @torch.no_grad()
     def _set_median_kernel_scale(self, x: Tensor) -> None:
         log_scale = median_kernel_scale(x).log()

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hesitant.eager import run_eagerly
 from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
 
 CovarianceState = Literal["none", "fitted", "stale"]
@@ -168,7 +169,7 @@ class LaplaceCovariance(nn.Module):
         assert self.least_variance is not None
         return PosteriorFactor(self.columns, self.gains, self.null_variance, self.least_variance)
 
-    @torch.compiler.disable
+    @run_eagerly
     @torch.inference_mode(False)  # what is kept must serve autograd too, whoever asks first
     @torch.no_grad()
     def _make_factor(self, dtype: torch.dtype) -> None:

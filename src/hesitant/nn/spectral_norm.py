@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from hesitant.eager import run_eagerly
 from hesitant.nn.layer_group import NEVER, LayerGroup, ProjectionStep, bit_checksum, refuse_sharded, shrink, stack
 from hesitant.nn.power_iteration import (
     ConvOperator,
@@ -110,7 +111,7 @@ class SpectralNormalizer(nn.Module):
                 if isinstance(layer, _ConvNd):
                     layer.register_forward_pre_hook(_NoteInputSize(self._input_sizes, name), with_kwargs=True)
 
-    @torch.compiler.disable
+    @run_eagerly
     @torch.no_grad()
     def project(self, *, num_iterations: int | None = None, force: bool = False) -> None:
         """Projects the weights that moved since the last call, in place, and no others: a graph may hold those.
