@@ -67,7 +67,7 @@ def test_methods_come_separated_by_commas_or_repeated(given, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "sgnp"], "'sgnp', which is none of the known methods: choose from deterministic, sngp"),
+        (["--methods", "sgnp"], "'sgnp', which is none of the known methods: choose from deterministic, mc-dropout"),
         (["--methods", ","], "methods is empty"),
         (["--device", "abacus"], "device='abacus' is not there"),
         (["--epochs", "0"], "epochs"),

@@ -98,7 +98,7 @@ def test_methods_come_in_the_order_asked_for_and_once():
 
 
 def test_unknown_methods_are_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'sgnp'.*choose from .*deterministic, sngp"):
+    with pytest.raises(ValueError, match=r"'sgnp'.*choose from .*deterministic, mc-dropout, ensemble, sngp"):
         chosen_methods(["sgnp"])
     with pytest.raises(ValueError, match="methods is empty"):
         chosen_methods([])

@@ -9,11 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from hesitant.methods.deep_ensemble import DeepEnsemble
 from hesitant.methods.deterministic import Deterministic
+from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.sngp import SNGP
 from hesitant.nn import SpectralBoundWarning
 from hesitant.prediction import Prediction
 from hesitant.training import History, fit
+
+# The tutorial's numbers.
+NUM_SAMPLES: Final = 10
+NUM_MEMBERS: Final = 10
 
 
 class Predictor(Protocol):
@@ -29,7 +35,8 @@ class Task:
     """What a method is to be trained for, and how.
 
     Attributes:
-        build_network: Makes the plain network, its weights drawn from the generator that it is given.
+        build_network: Makes the plain network, its weights drawn from the generator that it is given, or from the
+            global one.
         train_data: Pairs of an input and its target.
         sngp_settings: Options of `SNGP`.
         epochs: Passes over the data.
@@ -40,7 +47,7 @@ class Task:
         progress: Whether to show a bar.
     """
 
-    build_network: Callable[[torch.Generator], nn.Module]
+    build_network: Callable[[torch.Generator | None], nn.Module]
     train_data: TensorDataset
     sngp_settings: Mapping[str, Any]
     epochs: int
@@ -63,10 +70,34 @@ class Method:
     train: Callable[[Task], tuple[Predictor, History]]
 
 
+@dataclass(frozen=True)
+class Seeded:
+    """A method that draws samples, made to draw the same each time."""
+
+    method: MCDropout
+    seed: int
+
+    def predict(self, inputs: Tensor) -> Prediction:
+        """Answers with the predictive distribution of the inputs `(B, ...)`."""
+        return self.method.predict(inputs, seed=self.seed)
+
+
 def train_deterministic(task: Task) -> tuple[Predictor, History]:
     """Trains the plain network."""
     model = Deterministic(task.build_network(task.generator()))
     return model, _fit(model, task)
+
+
+def train_mc_dropout(task: Task) -> tuple[Predictor, History]:
+    """Trains the plain network too; its dropout stays on when it predicts."""
+    model = MCDropout(task.build_network(task.generator()), num_samples=NUM_SAMPLES)
+    return Seeded(model, task.seed), _fit(model, task)
+
+
+def train_ensemble(task: Task) -> tuple[Predictor, History]:
+    """Trains several of the plain network at once, each from weights of its own."""
+    ensemble = DeepEnsemble.from_builder(lambda: task.build_network(None), NUM_MEMBERS, seed=task.seed)
+    return ensemble, _fit(ensemble, task)
 
 
 def train_sngp(task: Task) -> tuple[Predictor, History]:
@@ -81,6 +112,8 @@ def train_sngp(task: Task) -> tuple[Predictor, History]:
 
 METHODS: Final[dict[str, Method]] = {
     "deterministic": Method("Deterministic", train_deterministic),
+    "mc-dropout": Method("MC dropout", train_mc_dropout),
+    "ensemble": Method("Deep ensemble", train_ensemble),
     "sngp": Method("SNGP", train_sngp),
 }
 

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hesitant.methods.dropout_draws import draws
 from hesitant.methods.masks import Mask, Masks
 from hesitant.methods.random_state import derived_seed
+from hesitant.methods.under_vmap import below_vmap
 
 _aten = torch.ops.aten
 _WORD_BITS = 31
@@ -114,25 +115,12 @@ class MemberMasks(Masks):
         return kept.to(like.dtype).mul_(1 / keep_rate)
 
 
-class _Drop(torch.autograd.Function):
-    """Multiplies the members' tensors by the masks of all: below vmap both have an axis of members."""
-
-    @staticmethod
-    def forward(x: Tensor, drop_rate: float, masks: MemberMasks) -> Tensor:
-        raise UnknownDrawError("dropout of a tensor that is the same for all members")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keeps nothing: what is below vmap is differentiated as it runs."""
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, drop_rate: float, masks: MemberMasks) -> tuple[Tensor, int]:
-        x = x.movedim(in_dims[0], 0)
-        return x * masks.noise(x.shape[1:], drop_rate, x), 0
-
-
 class _Functions(TorchFunctionMode):
-    """Draws for every ``F.dropout``, which ``nn.Dropout`` calls too: the cheapest place where a draw is seen."""
+    """Draws for every ``F.dropout``, which ``nn.Dropout`` calls too: the cheapest place where a draw is seen.
+
+    Under vmap it takes linear layers over as well, whose product and bias are one operation then, and all of it in the
+    precision that autocast asks for.
+    """
 
     def __init__(self, masks: MemberMasks) -> None:
         super().__init__()
@@ -141,16 +129,30 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.dropout:
             return self._drop(*args, **kwargs)
+        if func is F.linear and self.masks.together:
+            return self._linear(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if bias is None:
+            return F.linear(x, weight)
+        return below_vmap(_stacked_linear, self.masks.num_members, x, weight, bias)
 
     def _drop(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0 or not 0 < p <= 1:
             return F.dropout(x, p, training, inplace)
         if self.masks.together:
-            out: Tensor = _Drop.apply(x, p, self.masks)
+            masks = self.masks
+            out = below_vmap(lambda every: every * masks.noise(every.shape[1:], p, every), masks.num_members, x)
         else:
             out = x * self.masks.noise(x.shape, p, x)
         return x.copy_(out) if inplace else out
+
+
+def _stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    rows = x.reshape(len(x), -1, x.shape[-1])  # (M, N, in)
+    out = torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
+    return out.view(*x.shape[:-1], weight.shape[1])
 
 
 class _Operations(TorchDispatchMode):

@@ -1,0 +1,297 @@
+"""Trains the members of one architecture together: their stacks, data, validation and checkpoints."""
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
+
+from hesitant.checkpoint import Progress, load_checkpoint, save_checkpoint
+from hesitant.ensemble_history import EnsembleHistory, merged
+from hesitant.member_stack import CannotStackError, MemberStack, member_losses, rows_for_all
+from hesitant.methods import SNGP
+from hesitant.methods.batches import Batch, as_batch
+from hesitant.methods.member_masks import Drawing, MemberMasks, drawing_from
+from hesitant.stacking_rules import probed
+from hesitant.training_data import Order, as_dataset, member_loader, tensors_of
+from hesitant.training_run import (
+    History,
+    Settings,
+    fit_covariance,
+    progress_bar,
+    seeded,
+    validation_nll,
+    weights_of,
+)
+
+_DATA_ON_DEVICE = 2**30  # bytes of training data that are kept on an accelerator
+
+
+class MembersTogether:
+    """The members of one architecture and what trains them: one stack, or on a CPU one for each thread."""
+
+    def __init__(
+        self, members: list[nn.Module], seeds: list[int], data: Any, settings: Settings, device: torch.device
+    ) -> None:
+        self.members, self.seeds, self.settings, self.device = members, seeds, settings, device
+        self.data = as_dataset(data)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        tensors = tensors_of(data)
+        self.loaders = [] if tensors is not None else [self._loader(generator) for generator in self.generators]
+        if tensors is not None and sum(tensor.nbytes for tensor in tensors) <= _DATA_ON_DEVICE:
+            tensors = tuple(tensor.to(device) for tensor in tensors)
+        self.tensors = tensors
+        # What a Dataset draws from the global generator, each member's draws for itself.
+        self.random_states = [_seeded_state(seed) for seed in seeds]
+        self._global_generator = threading.Lock()  # one for all threads
+        self.progress = [Progress() for _ in members]
+        self.best: list[dict[str, Tensor] | None] = [None for _ in members]
+
+    def train(self) -> EnsembleHistory:
+        """Trains all, if a rehearsal shows that they can be trained together."""
+        settings = self.settings
+        for member in self.members:
+            member.to(self.device).train()
+        firsts = []
+        for seed in self.seeds:
+            with seeded(seed, self.device):
+                firsts.append(first_batch(self._loader(torch.Generator().manual_seed(seed)), self.device))
+        drawing, why = probed(self.members[0], firsts[0], settings)
+        if drawing is Drawing.OWN or why is not None:
+            raise CannotStackError(why or "the model draws random numbers in a way that is not known")
+        with sdpa_kernel(SDPBackend.MATH), ExitStack() as stack:  # the others vmap would run member by member
+            saved = self._load()
+            for index, (member, batch) in enumerate(zip(self.members, firsts, strict=True)):
+                self._first_forward(member, batch, drawing, self.seeds[index])
+            stacks, starts = self._stacks(drawing, firsts)
+            if saved is not None:
+                for part, start in zip(stacks, starts, strict=True):
+                    part.load_optimizer_states(saved[0][start : start + len(part.members)])
+                    if part.scheduler is not None:
+                        part.scheduler.load_state_dict(saved[1])
+            orders = [] if self.tensors is None else [Order(len(self.tensors[0]), g) for g in self.generators]
+            threads = stack.enter_context(_threads(len(stacks)))
+            for part in stacks:
+                part.attach()
+                stack.callback(part.release)
+            done = max(progress.epoch for progress in self.progress)
+            advance = stack.enter_context(progress_bar(settings.progress, settings.epochs, done, "training"))
+            for number in range(done, settings.epochs):
+                if all(self._stopped(index) for index in range(len(self.members))):
+                    break
+                began = time.perf_counter()
+                losses = threads(
+                    [
+                        partial(part.epoch, number, self._batches(orders, start, start + len(part.members)))
+                        for part, start in zip(stacks, starts, strict=True)
+                    ]
+                )
+                self._finish_epoch(number, losses, starts, time.perf_counter() - began)
+                self._save(stacks, starts)
+                advance(self._last(number))
+        began = time.perf_counter()
+        for member, best in zip(self.members, self.best, strict=True):
+            if settings.patience is not None and best is not None:
+                member.load_state_dict(best)
+            fit_covariance(member, self.data, settings.batch_size)
+        seconds = max(progress.seconds for progress in self.progress) + time.perf_counter() - began
+        histories = [History(p.train_loss, p.validation_nll, p.best_epoch, seconds) for p in self.progress]
+        return merged(histories, None, seconds)
+
+    # ---------------------------------------------------------------- inside
+
+    def _loader(self, generator: torch.Generator) -> DataLoader[Any]:
+        return member_loader(self.data, self.settings.batch_size, generator)
+
+    def _first_forward(self, member: nn.Module, batch: Batch, drawing: Drawing, seed: int) -> None:
+        """Runs the first forward pass of an SNGP, which sets its kernel scale and its covariance's state."""
+        if isinstance(member, SNGP):
+            with drawing_from(MemberMasks([(seed, 0)], self.device, together=False), drawing):
+                member(*batch.args, **batch.kwargs)
+
+    def _stacks(self, drawing: Drawing, firsts: list[Batch]) -> tuple[list[MemberStack], list[int]]:
+        parts = min(torch.get_num_threads(), len(self.members)) if self.device.type == "cpu" else 1
+        bounds = [len(self.members) * part // parts for part in range(parts + 1)]
+        stacks = []
+        for start, end in itertools.pairwise(bounds):
+            try:
+                stack = MemberStack(self.members[start:end], self.seeds[start:end], drawing, self.settings)
+                stack.rehearse(firsts[start:end])
+            except CannotStackError:
+                raise
+            except Exception as error:  # an error of the model's own comes again, one by one
+                raise CannotStackError(f"{type(error).__name__}: {error}") from error
+            stacks.append(stack)
+        return stacks, bounds[:-1]
+
+    def _batches(self, orders: list[Order], start: int, end: int) -> Iterator[Any]:
+        if self.tensors is not None:
+            return rows_for_all(self.tensors, orders[start:end], self.settings.batch_size, self.device)
+        return self._loaded(start, end)
+
+    def _loaded(self, start: int, end: int) -> Iterator[list[Batch]]:
+        """Gives the members' batches, each drawn with the member's own global random state."""
+        iterators: list[Iterator[Any]] = []
+        for index in range(start, end):
+            with self._random_state(index):
+                iterators.append(iter(self.loaders[index]))
+        while True:
+            items = []
+            for index, iterator in enumerate(iterators, start=start):
+                with self._random_state(index):
+                    items.append(next(iterator, None))
+            if any(item is None for item in items):
+                return
+            yield [as_batch(item).to(self.device) for item in items]
+
+    @contextmanager
+    def _random_state(self, index: int) -> Iterator[None]:
+        with self._global_generator:
+            torch.set_rng_state(self.random_states[index])
+            yield
+            self.random_states[index] = torch.get_rng_state()
+
+    def _stopped(self, index: int) -> bool:
+        patience = self.settings.patience
+        return patience is not None and self.progress[index].has_waited(patience)
+
+    def _finish_epoch(self, number: int, losses: list[Tensor], starts: list[int], seconds: float) -> None:
+        began = time.perf_counter()
+        settings = self.settings
+        means = [
+            loss
+            for part, start in zip(losses, starts, strict=True)
+            for loss in member_losses(part, start, self._stopped)
+        ]
+        going = [index for index in range(len(self.members)) if not self._stopped(index)]
+        for index in going:
+            progress = self.progress[index]
+            progress.train_loss.append(means[index])
+            progress.epoch = number + 1
+            if settings.validation_data is not None:
+                nll = validation_nll(self.members[index], self.data, settings.validation_data, settings.batch_size)
+                progress.validation_nll.append(nll)
+                if nll <= min(progress.validation_nll):
+                    progress.best_epoch = progress.epoch
+                    self.best[index] = weights_of(self.members[index]) if settings.patience is not None else None
+        for index in going:
+            self.progress[index].seconds += seconds + time.perf_counter() - began
+
+    def _last(self, number: int) -> Progress:
+        """Answers the means of an epoch, to show."""
+        going = [progress for progress in self.progress if progress.epoch == number + 1]
+        losses = [progress.train_loss[-1] for progress in going]
+        nlls = [progress.validation_nll[-1] for progress in going if progress.validation_nll]
+        return Progress(number + 1, [sum(losses) / len(losses)], [sum(nlls) / len(nlls)] if nlls else [])
+
+    def _save(self, stacks: list[MemberStack], starts: list[int]) -> None:
+        """Writes the members' checkpoints, all before the first takes the place of an older one."""
+        if self.settings.checkpoint is None:
+            return
+        paths = [checkpoint_of(self.settings, index) for index in range(len(self.members))]
+        for stack, start in zip(stacks, starts, strict=True):
+            for row in range(len(stack.members)):
+                index, path = start + row, paths[start + row]
+                assert path is not None
+                save_checkpoint(
+                    path.with_name(path.name + ".next"),
+                    self.progress[index],
+                    self.members[index],
+                    _OptimizerState(stack.optimizer_state(row)),  # type: ignore[arg-type]
+                    self.generators[index],
+                    self.best[index],
+                    stack.scheduler,
+                    random_states={"cpu": self.random_states[index].unsqueeze(0)},
+                )
+        for path in paths:
+            assert path is not None
+            os.replace(path.with_name(path.name + ".next"), path)
+
+    def _load(self) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
+        """Goes back to the members' checkpoints; answers the state of their optimizers, and of the schedule."""
+        paths = [path for index in range(len(self.members)) if (path := checkpoint_of(self.settings, index))]
+        if not any(path.exists() for path in paths):
+            return None
+        if not all(path.exists() for path in paths):
+            raise CannotStackError("some members have a checkpoint and some have none")
+        states = []
+        scheduler = _SchedulerState()
+        for index, path in enumerate(paths):
+            optimizer = _OptimizerState({})
+            self.progress[index], self.best[index] = load_checkpoint(
+                path,
+                self.members[index],
+                optimizer,  # type: ignore[arg-type]
+                self.generators[index],
+                scheduler,
+            )
+            self.random_states[index] = torch.get_rng_state()
+            states.append(optimizer.state)
+        done = max(progress.epoch for progress in self.progress)
+        if any(p.epoch != done and not self._stopped(index) for index, p in enumerate(self.progress)):
+            raise CannotStackError("the members' checkpoints are of different epochs")
+        return states, scheduler.state
+
+
+def first_batch(loader: DataLoader[Any], device: torch.device) -> Batch:
+    """Answers the first batch of an epoch.
+
+    Raises:
+        ValueError: There is none.
+    """
+    item = next(iter(loader), None)
+    if item is None:
+        raise ValueError("data holds no batch: expected at least one input.")
+    return as_batch(item).to(device)
+
+
+def checkpoint_of(settings: Settings, index: int) -> Path | None:
+    """Answers where a member's checkpoint is."""
+    path = settings.checkpoint
+    return None if path is None else path.with_name(f"{path.name}.member{index}")
+
+
+class _OptimizerState:
+    """Stands for a member's optimizer where a checkpoint is written or read."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+class _SchedulerState(_OptimizerState):
+    def __init__(self) -> None:
+        super().__init__({})
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[Callable[[Sequence[Callable[[], Tensor]]], list[Tensor]]]:
+    """Gives what runs tasks side by side, each on one core: Python's share of a step of small matrices is not small."""
+    if count == 1:
+        yield lambda tasks: [task() for task in tasks]
+        return
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield lambda tasks: [future.result() for future in [pool.submit(task) for task in tasks]]
+    finally:
+        torch.set_num_threads(before)
+
+
+def _seeded_state(seed: int) -> Tensor:
+    return torch.Generator().manual_seed(seed).get_state()

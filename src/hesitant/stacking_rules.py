@@ -1,0 +1,115 @@
+"""Which ensembles can be trained in one vectorised pass, and for which it pays."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from hesitant.member_stack import network_of, plain_attributes
+from hesitant.methods import SNGP, DeepEnsemble
+from hesitant.methods.batches import Batch, logits_of
+from hesitant.methods.member_masks import Drawing, Probe
+from hesitant.nn import RandomFeatureGaussianProcess
+from hesitant.training_run import Settings, cross_entropy
+
+# On a CPU convolutions, and matrices that fill its caches, are as fast one by one.
+_DENSE = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.PReLU, RandomFeatureGaussianProcess)
+_MOST_PARAMETERS_ON_CPU = 2**20
+_COPIES = 4  # weights, gradients and the moments of Adam
+
+
+def why_one_by_one(members: list[nn.Module], settings: Settings, accelerator: Any, wanted: bool | None) -> str | None:
+    """Answers what speaks against training the members together, as far as can be seen without running them."""
+    first = members[0]
+    networks = [network_of(member) for member in members]
+    if wanted is False:
+        return "vectorize is False"
+    if len(members) == 1:
+        return "there is one member"
+    if accelerator.num_processes > 1:
+        return "several workers share the data of each member"
+    if settings.mixed_precision == "fp16":
+        return "the gradients of float16 are scaled for each model by itself"
+    if any(isinstance(module, DeepEnsemble) for module in members):
+        return "a member is an ensemble itself"
+    if not any(parameter.requires_grad for parameter in first.parameters()):
+        return "the model has no trainable parameter"
+    if any(isinstance(member, SNGP) and member.gp.laplace.momentum is not None for member in members):
+        return "the covariance is kept while training"
+    for module in (module for network in networks for module in network.modules()):
+        if parametrize.is_parametrized(module):
+            return "a weight is parametrized"
+        if any(hooks for name, hooks in vars(module).items() if name in _HOOKS):
+            return f"a {type(module).__name__} has hooks"
+        if any(nn.parameter.is_lazy(tensor) for tensor in module.parameters(recurse=False)):
+            return "a weight has no shape yet"
+    if any(type(member) is not type(first) for member in members) or not _alike(networks):
+        return "the members differ in their architecture"
+    if wanted is True:
+        return None
+    return _why_not_worth_it(members, accelerator.device)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _why_not_worth_it(members: list[nn.Module], device: torch.device) -> str | None:
+    size = sum(parameter.numel() for parameter in members[0].parameters())
+    if device.type == "cpu":
+        own = (m for m in network_of(members[0]).modules() if next(m.parameters(recurse=False), None) is not None)
+        if not all(isinstance(module, _DENSE) for module in own) or size > _MOST_PARAMETERS_ON_CPU:
+            return "on a CPU such a network is as fast by itself"
+    elif device.type == "cuda":
+        needed = _COPIES * len(members) * sum(p.numel() * p.element_size() for p in members[0].parameters())
+        free, _ = torch.cuda.mem_get_info(device)
+        if needed > free // 2:
+            return f"together they need {needed / 2**30:.1f} GiB for their weights, and {free / 2**30:.1f} GiB are free"
+    return None
+
+
+def _alike(networks: list[nn.Module]) -> bool:
+    """Whether the networks differ in nothing but the numbers in their weights and buffers."""
+
+    def form(network: nn.Module) -> Any:
+        weights = {id(p): name for name, p in network.named_parameters()}
+        return (
+            [(name, type(module)) for name, module in network.named_modules(remove_duplicate=False)],
+            plain_attributes(network),
+            [
+                (name, weights[id(p)], p.shape, p.dtype, p.requires_grad)
+                for name, p in network.named_parameters(remove_duplicate=False)
+            ],
+            [(name, b.shape, b.dtype) for name, b in network.named_buffers(remove_duplicate=False)],
+        )
+
+    first = form(networks[0])
+    return all(form(network) == first for network in networks[1:])
+
+
+def probed(member: nn.Module, batch: Batch, settings: Settings) -> tuple[Drawing, str | None]:
+    """Trains a copy of a member for a step: how does it draw, and what speaks against vmap?"""
+    loss_of = settings.loss or cross_entropy
+    try:
+        trial = copy.deepcopy(network_of(member)).train()
+        device = next(trial.parameters()).device
+        probe = Probe(device)
+
+        def forward() -> Tensor:
+            with probe.forward(), torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision != "no"):
+                logits = logits_of(trial(*batch.args, **batch.kwargs))
+            return loss_of(logits.float(), batch.targets)  # type: ignore[arg-type]
+
+        forward()  # what the first sight of data sets is no statistic
+        before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
+        loss = forward()
+        changed = [
+            name for name, b in trial.named_buffers() if not torch.equal(b.nan_to_num(), before[name].nan_to_num())
+        ]
+        if loss.requires_grad:
+            with probe.backward():
+                loss.backward()
+    except Exception as error:  # an error of the model's own comes again where it trains
+        return Drawing.OWN, f"{type(error).__name__}: {error}"
+    return probe.drawing, f"the model keeps statistics while it trains: {changed[0]}" if changed else None
