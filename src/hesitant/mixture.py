@@ -12,6 +12,7 @@ from hesitant.simplex import as_distributions, as_log_probs, entropy, exact_log
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+_TINY = 1e-30  # below, a float32 loses digits
 _CHUNK_NUMBERS = 2**22  # numbers of samples handled at a time
 
 
@@ -88,8 +89,11 @@ class Mixture(NamedTuple):
 
 def _summary(passes: Tensor, log_passes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The mean `(B, C)` of passes `(S, B, C)`, its logarithm, their expected entropy `(B,)` and spread `(B, C)`."""
-    mean_log = torch.logsumexp(log_passes, dim=0) - math.log(len(passes))
     shifts = passes - passes[0]  # 0 where all are the same, of whom a mean may round
     shift = shifts.mean(dim=0)
-    std = (shifts - shift).square().mean(dim=0).sqrt()
-    return passes[0] + shift, mean_log, entropy(passes, log_passes).mean(dim=0), std
+    mean = passes[0] + shift
+    mean_log = mean.log()
+    if len(mean) > 0 and bool(mean.amin() < _TINY):  # where the mean is exact, its logarithm is, at a fifth of the cost
+        mean_log = torch.logsumexp(log_passes, dim=0) - math.log(len(passes))
+    std = shifts.sub_(shift).square_().mean(dim=0).sqrt()
+    return mean, mean_log, entropy(passes, log_passes).mean(dim=0), std

@@ -123,7 +123,8 @@ def exact_log(probs: Tensor) -> Tensor:
 
 def entropy(probs: Tensor, log_probs: Tensor) -> Tensor:
     """`H(p) = -sum_c p_c log p_c` over the last dimension, in nats, with `0 log 0 = 0`."""
-    return torch.where(probs > 0, probs * -log_probs, 0.0).sum(dim=-1)
+    # The least positive float64 has a logarithm of -745: what is clamped is multiplied by 0.
+    return (probs * log_probs.clamp(min=-1e3)).sum(dim=-1).neg()
 
 
 def two_class_logits(logits: Tensor) -> Tensor:

@@ -18,12 +18,13 @@ from hesitant.methods.further_passes import FurtherPasses, OtherCourseError
 from hesitant.methods.masks import Masks
 from hesitant.methods.operation_calls import address
 from hesitant.methods.random_state import random_state_kept, seed_all
-from hesitant.methods.wrapper import Gathered, ModelWrapper, evaluating, log_probs_of
+from hesitant.methods.wrapper import Gathered, ModelWrapper, evaluating, is_distribution, log_probs_of
 from hesitant.mixture import Mixture
 from hesitant.prediction import Prediction
 
-# The largest tensor of passes that run together: what a CPU's caches hold, and what keeps a GPU busy.
-_BYTES_AT_ONCE = {"cpu": 4 * 2**20}
+# The largest tensor of passes that run together: half of what the cache of a CPU's core holds, or more where most
+# operations are passed over, which costs something each time; and what keeps a GPU busy.
+_BYTES_AT_ONCE = {False: 2**19, True: 8 * 2**20}
 _BYTES_AT_ONCE_ELSEWHERE = 256 * 2**20
 _WORTH_KEEPING = 0.5  # the share of operations from which on passing them over saves more than it costs
 _PASSES_AT_ONCE = 16  # to be averaged together
@@ -188,7 +189,7 @@ class _Sampler:
             address(tensor) for tensors in (self.model.parameters(), self.model.buffers()) for tensor in tensors
         }
         self._verified: set[int] = set()  # numbers of inputs for which passes are known to run together
-        self._half = False
+        self._half = self._distribution = False
         self._seeds = True  # until it is known that all is drawn from the masks
         self._shared_shapes: list[tuple[int, ...]] | None = None
 
@@ -211,6 +212,7 @@ class _Sampler:
         self.output = self._run(first, inputs)
         logits = logits_of(self.output)
         self._half = logits.dtype.itemsize < 4
+        self._distribution = is_distribution(logits)
         self._seeds = not (first.repeatable and first.followed)
         self._require_dropout(first, logits)
         done = 0
@@ -298,7 +300,9 @@ class _Sampler:
 
     def _size(self, first: FirstPass) -> int:
         """Answers how many passes run together."""
-        budget = _BYTES_AT_ONCE.get(self.device.type, _BYTES_AT_ONCE_ELSEWHERE)
+        budget = _BYTES_AT_ONCE_ELSEWHERE
+        if self.device.type == "cpu":
+            budget = _BYTES_AT_ONCE[first.once >= _WORTH_KEEPING]
         if not first.followed:
             return 1
         return self.chunk_size or max(1, budget // max(1, first.largest))
@@ -309,7 +313,7 @@ class _Sampler:
                 f"the model answered logits of shape {tuple(output.shape)} for {times * rows} inputs: expected (B, C),"
                 " or (B, 1) or (B,) for a binary model."
             )
-        return log_probs_of(output).view(times, rows, -1)  # (s, B, C)
+        return log_probs_of(output, self._distribution).view(times, rows, -1)  # (s, B, C)
 
     def _require_dropout(self, first: FirstPass, logits: Tensor) -> None:
         if first.drew and first.reached(logits):

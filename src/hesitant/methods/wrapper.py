@@ -147,13 +147,16 @@ def prediction_of(
     )
 
 
-def log_probs_of(output: Tensor) -> Tensor:
-    """Answers the log-probabilities ``(B, C)`` of a model's output: logits, a single logit, or probabilities."""
+def log_probs_of(output: Tensor, distribution: bool | None = None) -> Tensor:
+    """Answers the log-probabilities ``(B, C)`` of a model's output: logits, a single logit, or probabilities.
+
+    ``distribution`` says which, where that is known: to look costs as much as the rest.
+    """
     logits = two_class_logits(output)
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     if torch.compiler.is_compiling():  # which cannot look at numbers
         return torch.where(_sums_to_one(output), exact_log(logits.clamp(min=0)), torch.log_softmax(logits, -1))
-    if not is_distribution(output):
+    if not (is_distribution(output) if distribution is None else distribution):
         return torch.log_softmax(logits, -1)
     # The rows of a half precision miss 1 by up to its epsilon.
     return exact_log(logits if output.dtype.itemsize >= 4 else logits / logits.sum(-1, keepdim=True))
