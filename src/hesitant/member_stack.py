@@ -50,10 +50,11 @@ class MemberStack:
         self.loss = settings.loss or cross_entropy
         self.base = copy.deepcopy(self.networks[0]).train()
         self.penalty = _penalty(members[0])
-        self.parameters = {
-            name: nn.Parameter(torch.stack([_parameter(n, name).detach() for n in self.networks]), p.requires_grad)
-            for name, p in self.networks[0].named_parameters()
-        }
+        self._turned = _turned(self.networks[0])
+        self.parameters = {}
+        for name, first in self.networks[0].named_parameters():
+            kept = self._joined(name, [_parameter(network, name).detach() for network in self.networks])
+            self.parameters[name] = nn.Parameter(kept, first.requires_grad)
         unused = _covariance_names(self.networks[0])
         self.buffers = {
             name: torch.stack([n.get_buffer(name) for n in self.networks])
@@ -73,14 +74,14 @@ class MemberStack:
     def attach(self) -> None:
         """Makes the members' parameters rows of the stacked ones: a step of these is one of theirs."""
         for name, stacked in self.parameters.items():
-            for row, network in zip(stacked.data, self.networks, strict=True):
+            for row, network in zip(self._used(name, stacked.data), self.networks, strict=True):
                 _parameter(network, name).data = row
 
     def release(self) -> None:
         """Gives the members' parameters storage of their own again."""
         for name, stacked in self.parameters.items():
-            for row, network in zip(stacked.data, self.networks, strict=True):
-                _parameter(network, name).data = row.clone()
+            for row, network in zip(self._used(name, stacked.data), self.networks, strict=True):
+                _parameter(network, name).data = row.clone(memory_format=torch.contiguous_format)
 
     # ---------------------------------------------------------------- training
 
@@ -137,10 +138,12 @@ class MemberStack:
     def optimizer_state(self, member: int) -> dict[str, Any]:
         """Answers what the state of the member's own optimizer would be."""
         state = self.optimizer.state_dict()
-        stacked = {index: parameter for index, parameter in enumerate(self._optimized())}
+        names = self._optimized()
 
         def own(index: int, value: Any) -> Any:
-            return value[member] if isinstance(value, Tensor) and value.shape == stacked[index].shape else value
+            if not isinstance(value, Tensor) or value.shape != self.parameters[names[index]].shape:
+                return value
+            return self._used(names[index], value)[member]
 
         entries = {
             index: {name: own(index, value) for name, value in entry.items()} for index, entry in state["state"].items()
@@ -149,12 +152,12 @@ class MemberStack:
 
     def load_optimizer_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Takes the states of the members' own optimizers."""
-        stacked = list(self._optimized())
+        names = self._optimized()
 
         def joined(index: int, values: list[Any]) -> Any:
-            first = values[0]
-            own = isinstance(first, Tensor) and (len(values), *first.shape) == stacked[index].shape
-            return torch.stack(values) if own else first
+            if not isinstance(values[0], Tensor) or values[0].shape != _parameter(self.base, names[index]).shape:
+                return values[0]
+            return self._joined(names[index], values)
 
         entries = {
             index: {name: joined(index, [state["state"][index][name] for state in states]) for name in entry}
@@ -164,9 +167,18 @@ class MemberStack:
 
     # ---------------------------------------------------------------- inside
 
-    def _optimized(self) -> Iterator[Tensor]:
-        for group in self.optimizer.param_groups:
-            yield from group["params"]
+    def _joined(self, name: str, rows: Sequence[Tensor]) -> Tensor:
+        """Answers the members' weights as they are kept, those of linear layers ``(M, in, out)``."""
+        return torch.stack([row.T for row in rows] if name in self._turned else list(rows))
+
+    def _used(self, name: str, kept: Tensor) -> Tensor:
+        """Answers what is kept as the members use it."""
+        return kept.transpose(1, 2) if name in self._turned else kept
+
+    def _optimized(self) -> list[str]:
+        """Answers the names of what the optimizer moves, as it counts them."""
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _make_optimizer(self) -> Optimizer:
         """Answers the optimizer that the settings make for one member, with the stacked weights in place of its own."""
@@ -224,7 +236,7 @@ class MemberStack:
         tensors: list[Tensor] = []
         map_tensors(batch, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
         self._template = batch
-        parameters: dict[str, Tensor] = {**self.parameters}
+        parameters = {name: self._used(name, kept) for name, kept in self.parameters.items()}
         buffers = self.buffers
         if rows != slice(None):
             parameters = {name: p[rows] for name, p in parameters.items()}
@@ -239,7 +251,7 @@ class MemberStack:
         tensors: list[Tensor] = []
         map_tensors(batch, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
         self._template = batch
-        parameters = {name: p.detach()[index] for name, p in self.parameters.items()}
+        parameters = {name: self._used(name, kept.detach())[index] for name, kept in self.parameters.items()}
         buffers = {name: b[index].clone() for name, b in self.buffers.items()}
         with torch.no_grad(), drawing_from(masks, self.drawing):
             return self._objective(parameters, buffers, tensors, cast(Tensor, batch.targets))[1]
@@ -311,6 +323,12 @@ def _is_plain(value: Any) -> bool:
 
 def _parameter(network: nn.Module, name: str) -> nn.Parameter:
     return network.get_parameter(name)
+
+
+def _turned(network: nn.Module) -> set[str]:
+    """Answers the weights of linear layers: kept the other way round, their gradients come as they are kept."""
+    linear = {id(module.weight) for module in network.modules() if isinstance(module, nn.Linear)}
+    return {name for name, parameter in network.named_parameters() if id(parameter) in linear}
 
 
 def _penalty(member: nn.Module) -> tuple[str, float] | None:

@@ -66,21 +66,26 @@ class MembersTogether:
         for seed in self.seeds:
             with seeded(seed, self.device):
                 firsts.append(first_batch(self._loader(torch.Generator().manual_seed(seed)), self.device))
-        drawing, why = probed(self.members[0], firsts[0], settings)
-        if drawing is Drawing.OWN or why is not None:
-            raise CannotStackError(why or "the model draws random numbers in a way that is not known")
-        with sdpa_kernel(SDPBackend.MATH), ExitStack() as stack:  # the others vmap would run member by member
+        parts = min(torch.get_num_threads(), len(self.members)) if self.device.type == "cpu" else 1
+        bounds = [len(self.members) * part // parts for part in range(parts + 1)]
+        starts = bounds[:-1]
+        # The other kernels of attention vmap would run member by member.
+        with sdpa_kernel(SDPBackend.MATH), _threads(parts) as threads, ExitStack() as stack:
+            ((drawing, why),) = threads([partial(probed, self.members[0], firsts[0], settings)])
+            if drawing is Drawing.OWN or why is not None:
+                raise CannotStackError(why or "the model draws random numbers in a way that is not known")
             saved = self._load()
             for index, (member, batch) in enumerate(zip(self.members, firsts, strict=True)):
                 self._first_forward(member, batch, drawing, self.seeds[index])
-            stacks, starts = self._stacks(drawing, firsts)
+            stacks: list[MemberStack] = threads(
+                [partial(self._stack, slice(*ends), drawing, firsts) for ends in itertools.pairwise(bounds)]
+            )
             if saved is not None:
                 for part, start in zip(stacks, starts, strict=True):
                     part.load_optimizer_states(saved[0][start : start + len(part.members)])
                     if part.scheduler is not None:
                         part.scheduler.load_state_dict(saved[1])
             orders = [] if self.tensors is None else [Order(len(self.tensors[0]), g) for g in self.generators]
-            threads = stack.enter_context(_threads(len(stacks)))
             for part in stacks:
                 part.attach()
                 stack.callback(part.release)
@@ -119,20 +124,15 @@ class MembersTogether:
             with drawing_from(MemberMasks([(seed, 0)], self.device, together=False), drawing):
                 member(*batch.args, **batch.kwargs)
 
-    def _stacks(self, drawing: Drawing, firsts: list[Batch]) -> tuple[list[MemberStack], list[int]]:
-        parts = min(torch.get_num_threads(), len(self.members)) if self.device.type == "cpu" else 1
-        bounds = [len(self.members) * part // parts for part in range(parts + 1)]
-        stacks = []
-        for start, end in itertools.pairwise(bounds):
-            try:
-                stack = MemberStack(self.members[start:end], self.seeds[start:end], drawing, self.settings)
-                stack.rehearse(firsts[start:end])
-            except CannotStackError:
-                raise
-            except Exception as error:  # an error of the model's own comes again, one by one
-                raise CannotStackError(f"{type(error).__name__}: {error}") from error
-            stacks.append(stack)
-        return stacks, bounds[:-1]
+    def _stack(self, part: slice, drawing: Drawing, firsts: list[Batch]) -> MemberStack:
+        try:
+            stack = MemberStack(self.members[part], self.seeds[part], drawing, self.settings)
+            stack.rehearse(firsts[part])
+        except CannotStackError:
+            raise
+        except Exception as error:  # an error of the model's own comes again, one by one
+            raise CannotStackError(f"{type(error).__name__}: {error}") from error
+        return stack
 
     def _batches(self, orders: list[Order], start: int, end: int) -> Iterator[Any]:
         if self.tensors is not None:
@@ -280,11 +280,14 @@ class _SchedulerState(_OptimizerState):
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[Callable[[Sequence[Callable[[], Tensor]]], list[Tensor]]]:
+def _threads(count: int) -> Iterator[Callable[[Sequence[Callable[[], Any]]], list[Any]]]:
     """Gives what runs tasks side by side, each on one core: Python's share of a step of small matrices is not small."""
+    # Once so large a block has been freed, glibc keeps freed ones: else it maps tensors page by page at every step.
+    torch.empty(31 * 2**20, dtype=torch.uint8)
     if count == 1:
         yield lambda tasks: [task() for task in tasks]
         return
+    # PyTorch keeps the number for each thread, and one that new threads begin with.
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -36,13 +36,20 @@ def fit(
     device: str | None = None,
     progress: bool = True,
 ) -> History:
-    """Trains a model or method, and fits the covariance of an SNGP at the end.
+    """Trains a model or method, or all members of an ensemble, and fits the covariance of an SNGP at the end.
 
     Runs on one device, or on several GPUs and machines under ``accelerate launch`` or ``torchrun``. Nothing else in the
     library needs it: an own loop does as well.
 
+    Members of a :class:`DeepEnsemble` train each as in a fit of its own, in its own order of the data and with its own
+    dropout, which follow from ``seed`` and its place. Members of one architecture train together in one vectorised
+    pass, with one step of the optimizer for all, where that can be and pays: not with BatchNorm, not with an optimizer
+    that treats numbers of one weight together, on a CPU not with convolutions or over a million parameters, on a GPU
+    not if their weights would take half its memory. The others train one after another, to the same result but for
+    rounding. The history is an :class:`EnsembleHistory`, which says which way was taken.
+
     Args:
-        model: A classifier, or a method around one.
+        model: A classifier, or a method around one, or a DeepEnsemble.
         data: Training data: a Dataset of ``(x, target)`` pairs or of dicts with ``labels``, a DataLoader, or a tuple of
             tensors, the targets last.
         epochs: Passes over the data.
@@ -55,13 +62,14 @@ def fit(
         validation_data: Data to measure the negative log-likelihood on after each epoch, of the distribution that will
             be deployed: the covariance is fitted first.
         patience: Stops when the validation NLL has not improved for that many epochs, and goes back to the best
-            weights.
+            weights; members of an ensemble stop each by its own.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
         gradient_accumulation_steps: Batches in one optimizer step.
         max_grad_norm: Clips the norm of the gradient.
         seed: Of the data's order and of dropout; the global random state is as before afterwards.
         checkpoint: A file to which the run is saved after each epoch; if it is there already, training goes on from
-            it, to the result that an unbroken run has.
+            it, to the result that an unbroken run has. The members of an ensemble have one each, with ``.member0``,
+            ``.member1`` ... behind the name.
         device: ``"cpu"`` keeps training off the GPU; None lets Accelerate choose.
         progress: Whether to show a bar.
 
