@@ -199,7 +199,7 @@ def test_masks_are_the_same_either_way_however_dropout_is_written(drop: Callable
         {"optimizer": lambda p: torch.optim.SGD([{"params": [q]} for q in p if q.ndim > 1], lr=0.1)},
         {"batch_size": 100},
     ],
-    ids=str,
+    ids=lambda options: "-".join(options),
 )
 @pytest.mark.parametrize("build", [mlp, sngp], ids=["MLP", "SNGP"])
 def test_every_option_of_fit_means_the_same_either_way(build: Callable[[], nn.Module], options: dict[str, Any]) -> None:
