@@ -110,7 +110,7 @@ def sngp() -> nn.Module:
 
 def ensemble_of(build: Callable[[], nn.Module], members: int = 3, vectorize: bool | None = True) -> DeepEnsemble:
     ensemble = DeepEnsemble.from_builder(build, members)
-    ensemble.vectorize = vectorize  # type: ignore[assignment]
+    ensemble.vectorize = vectorize
     return ensemble
 
 
@@ -287,7 +287,7 @@ def test_a_seed_gives_the_same_members_and_leaves_the_global_generator_alone(vec
         torch.manual_seed(disturbance)
         state = torch.get_rng_state()
         ensemble = DeepEnsemble([MLP(4, 3, hidden=(8,), dropout=0.3, generator=generator(i)) for i in range(2)])
-        ensemble.vectorize = vectorize  # type: ignore[assignment]
+        ensemble.vectorize = vectorize
         fit(ensemble, seed=seed)
         assert torch.equal(torch.get_rng_state(), state)
         answers.append(ensemble)

@@ -41,7 +41,7 @@ def train_ensemble(ensemble: DeepEnsemble, data: Any, settings: Settings) -> Ens
         stack.enter_context(seeded(seeds[0], accelerator.device))
         modes = [(module, module.training) for module in ensemble.modules()]
         try:
-            why = why_one_by_one(members, settings, accelerator, getattr(ensemble, "vectorize", None))
+            why = why_one_by_one(members, settings, accelerator, ensemble.vectorize)
             if why is None:
                 return MembersTogether(members, seeds, data, settings, accelerator.device).train()
         except CannotStackError as error:

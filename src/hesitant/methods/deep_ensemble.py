@@ -43,6 +43,8 @@ class DeepEnsemble(nn.Module):
 
     Args:
         members: The models, each a module of its own.
+        vectorize: Whether ``hesitant.fit`` trains them in one vectorised pass: None where that can be and pays, True
+            wherever it can be, False nowhere. The members are the same either way.
 
     Attributes:
         members: The models.
@@ -54,7 +56,7 @@ class DeepEnsemble(nn.Module):
 
     members: nn.ModuleList
 
-    def __init__(self, members: Iterable[nn.Module]) -> None:
+    def __init__(self, members: Iterable[nn.Module], *, vectorize: bool | None = None) -> None:
         super().__init__()
         if not isinstance(members, nn.ModuleList) and isinstance(members, nn.Module):
             raise TypeError(f"members is one {type(members).__name__}: expected models, DeepEnsemble([first, second]).")
@@ -72,6 +74,7 @@ class DeepEnsemble(nn.Module):
                     " as DeepEnsemble.from_builder does."
                 )
         self.members = nn.ModuleList(members)
+        self.vectorize = vectorize
         bind_forward(self, members[0])
 
     @classmethod
