@@ -13,7 +13,7 @@ from torch.func import functional_call, vmap
 from torch.optim import Optimizer
 
 from hesitant.methods import SNGP, Deterministic, MCDropout
-from hesitant.methods.batches import Batch, as_batch, logits_of, map_tensors
+from hesitant.methods.batches import Batch, as_batch, logits_of, map_tensors, tensors_of
 from hesitant.methods.member_masks import Drawing, MemberMasks, drawing_from
 from hesitant.nn.laplace import LaplaceCovariance
 from hesitant.training_data import Order
@@ -233,8 +233,7 @@ class MemberStack:
     def _backward_of(self, rows: slice, batch: Batch, masks: MemberMasks) -> tuple[Tensor, Tensor]:
         if batch.targets is None:
             raise ValueError("data has no targets: expected (x, target) pairs or dicts with 'labels'.")
-        tensors: list[Tensor] = []
-        map_tensors(batch, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+        tensors = tensors_of(batch)
         self._template = batch
         parameters = {name: self._used(name, kept) for name, kept in self.parameters.items()}
         buffers = self.buffers
@@ -248,8 +247,7 @@ class MemberStack:
 
     def _loss_alone(self, index: int, batch: Batch) -> Tensor:
         masks = MemberMasks([(self.seeds[index], 0)], self.device, together=False)
-        tensors: list[Tensor] = []
-        map_tensors(batch, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+        tensors = tensors_of(batch)
         self._template = batch
         parameters = {name: self._used(name, kept.detach())[index] for name, kept in self.parameters.items()}
         buffers = {name: b[index].clone() for name, b in self.buffers.items()}

@@ -10,6 +10,7 @@ from tests.methods.mc_dropout_oracle import (
     operations,
     plain_passes,
 )
+from tests.methods.small_transformers import DISTIL, GPT, TEXT, VIT
 from torch import Tensor, nn
 
 from hesitant import MCDropout
@@ -28,20 +29,6 @@ def tokens() -> dict[str, Tensor]:
 def pixels() -> dict[str, Tensor]:
     return {"pixel_values": torch.randn(3, 3, 32, 32, generator=generator())}
 
-
-TEXT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "vocab_size": 50,
-    "max_position_embeddings": 16,
-    "pad_token_id": 0,
-}
-DISTIL = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "vocab_size": 50, "max_position_embeddings": 16}
-GPT = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 16, "pad_token_id": 0}
-VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-VIT |= {"image_size": 32, "patch_size": 16}
 
 # The model, its sizes, and each of its kinds of dropout; all are 0 but the one under test.
 FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {

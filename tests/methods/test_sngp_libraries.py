@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.methods.small_transformers import DISTIL, GPT, TEXT, VIT
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
@@ -79,20 +80,6 @@ class Encoder(nn.Module):
         hidden = self.embed(x.flatten(2).mT[:, :5])
         return self.head(self.encoder(hidden).mean(1))
 
-
-TEXT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "vocab_size": 50,
-    "max_position_embeddings": 16,
-    "pad_token_id": 0,
-}
-DISTIL = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "vocab_size": 50, "max_position_embeddings": 16}
-GPT = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 16, "pad_token_id": 0}
-VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-VIT |= {"image_size": 32, "patch_size": 16}
 
 slow = pytest.mark.slow
 

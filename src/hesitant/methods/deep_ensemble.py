@@ -17,7 +17,7 @@ from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.random_state import derived_seed, random_state_kept, seed_all
 from hesitant.methods.sngp import SNGP
-from hesitant.methods.wrapper import Gathered, ModelWrapper, bind_forward, log_probs_of
+from hesitant.methods.wrapper import Gathered, ModelWrapper, bind_forward, device_of, log_probs_of
 from hesitant.mixture import Mixture
 from hesitant.nn import RandomFeatureGaussianProcess
 from hesitant.prediction import Prediction
@@ -292,12 +292,6 @@ class _Draws(NamedTuple):
             seed = derived_seed(self.seed, *self.member, self.position)
             return {"generator": torch.Generator(device_of(method)).manual_seed(seed)}
         return {}
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Answers where the module's first weight is."""
-    tensors = (tensor for tensors in (module.parameters(), module.buffers()) for tensor in tensors)
-    return next(tensors, torch.empty(0)).device
 
 
 def _groups(items: Iterable[Batch], size: int | None) -> Iterator[list[Batch]]:

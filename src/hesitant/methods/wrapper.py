@@ -67,12 +67,17 @@ def _with_signature(function: Callable[..., Any], signature: inspect.Signature) 
     return copy
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Answers where the module's first weight is."""
+    tensors = (tensor for tensors in (module.parameters(), module.buffers()) for tensor in tensors)
+    return next(tensors, torch.empty(0)).device
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
     """Puts the model into eval mode without gradients, gives its device, and restores every mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    tensors = (tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
-    device = next(tensors, torch.empty(0)).device
+    device = device_of(model)
     try:
         model.eval()
         with torch.no_grad():
