@@ -13,6 +13,7 @@ from torch.func import functional_call, vmap
 from torch.optim import Optimizer
 
 from hesitant.methods import SNGP, Deterministic, MCDropout
+from hesitant.methods.alike import plain_attributes
 from hesitant.methods.batches import Batch, as_batch, logits_of, map_tensors, tensors_of
 from hesitant.methods.member_masks import Drawing, MemberMasks, drawing_from
 from hesitant.nn.laplace import LaplaceCovariance
@@ -297,28 +298,6 @@ def rows_for_all(
         yield as_batch(tuple(tensor[chosen] for tensor in tensors)).to(device)
 
 
-def plain_attributes(network: nn.Module) -> dict[str, dict[str, Any]]:
-    """Answers the attributes of each module that say how it computes, such as a rate or a stride."""
-    return {
-        name: {
-            key: value
-            for key, value in vars(module).items()
-            if key not in _ALWAYS and not isinstance(value, nn.Module)
-            if _is_plain(value)
-        }
-        for name, module in network.named_modules()
-    }
-
-
-_ALWAYS = frozenset(vars(nn.Module()))
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(_is_plain(entry) for entry in value)
-    return value is None or isinstance(value, (bool, int, float, str, torch.dtype)) or inspect.isroutine(value)
-
-
 def _parameter(network: nn.Module, name: str) -> nn.Parameter:
     return network.get_parameter(name)
 
@@ -369,7 +348,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return bool(((a == b) | (a != a) & (b != b)).all())
 
 
-def member_losses(losses: Tensor, first: int, stopped: Callable[[int], bool]) -> list[float]:
+def member_losses(losses: Tensor, stopped: Callable[[int], bool]) -> list[float]:
     """Answers the losses, if all are numbers but those of members that have stopped.
 
     Raises:
@@ -377,9 +356,9 @@ def member_losses(losses: Tensor, first: int, stopped: Callable[[int], bool]) ->
     """
     answer = losses.tolist()
     for index, loss in enumerate(answer):
-        if not stopped(first + index):
+        if not stopped(index):
             try:
                 finite(loss)
             except ValueError as error:
-                raise ValueError(f"members[{first + index}]: {error}") from None
+                raise ValueError(f"members[{index}]: {error}") from None
     return answer

@@ -1,13 +1,9 @@
-"""Trains the members of one architecture together: their stacks, data, validation and checkpoints."""
+"""Trains the members of one architecture together: their stack, data, validation and checkpoints."""
 
-import itertools
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +34,7 @@ _DATA_ON_DEVICE = 2**30  # bytes of training data that are kept on an accelerato
 
 
 class MembersTogether:
-    """The members of one architecture and what trains them: one stack, or on a CPU one for each thread."""
+    """The members of one architecture and what trains them."""
 
     def __init__(
         self, members: list[nn.Module], seeds: list[int], data: Any, settings: Settings, device: torch.device
@@ -53,7 +49,6 @@ class MembersTogether:
         self.tensors = tensors
         # What a Dataset draws from the global generator, each member's draws for itself.
         self.random_states = [_seeded_state(seed) for seed in seeds]
-        self._global_generator = threading.Lock()  # one for all threads
         self.progress = [Progress() for _ in members]
         self.best: list[dict[str, Tensor] | None] = [None for _ in members]
 
@@ -66,43 +61,32 @@ class MembersTogether:
         for seed in self.seeds:
             with seeded(seed, self.device):
                 firsts.append(first_batch(self._loader(torch.Generator().manual_seed(seed)), self.device))
-        parts = min(torch.get_num_threads(), len(self.members)) if self.device.type == "cpu" else 1
-        bounds = [len(self.members) * part // parts for part in range(parts + 1)]
-        starts = bounds[:-1]
+        _keep_freed_blocks()
         # The other kernels of attention vmap would run member by member.
-        with sdpa_kernel(SDPBackend.MATH), _threads(parts) as threads, ExitStack() as stack:
-            ((drawing, why),) = threads([partial(probed, self.members[0], firsts[0], settings)])
+        with sdpa_kernel(SDPBackend.MATH), ExitStack() as leaving:
+            drawing, why = probed(self.members[0], firsts[0], settings)
             if drawing is Drawing.OWN or why is not None:
                 raise CannotStackError(why or "the model draws random numbers in a way that is not known")
             saved = self._load()
             for index, (member, batch) in enumerate(zip(self.members, firsts, strict=True)):
                 self._first_forward(member, batch, drawing, self.seeds[index])
-            stacks: list[MemberStack] = threads(
-                [partial(self._stack, slice(*ends), drawing, firsts) for ends in itertools.pairwise(bounds)]
-            )
+            stack = self._stack(drawing, firsts)
             if saved is not None:
-                for part, start in zip(stacks, starts, strict=True):
-                    part.load_optimizer_states(saved[0][start : start + len(part.members)])
-                    if part.scheduler is not None:
-                        part.scheduler.load_state_dict(saved[1])
+                stack.load_optimizer_states(saved[0])
+                if stack.scheduler is not None:
+                    stack.scheduler.load_state_dict(saved[1])
             orders = [] if self.tensors is None else [Order(len(self.tensors[0]), g) for g in self.generators]
-            for part in stacks:
-                part.attach()
-                stack.callback(part.release)
+            stack.attach()
+            leaving.callback(stack.release)
             done = max(progress.epoch for progress in self.progress)
-            advance = stack.enter_context(progress_bar(settings.progress, settings.epochs, done, "training"))
+            advance = leaving.enter_context(progress_bar(settings.progress, settings.epochs, done, "training"))
             for number in range(done, settings.epochs):
                 if all(self._stopped(index) for index in range(len(self.members))):
                     break
                 began = time.perf_counter()
-                losses = threads(
-                    [
-                        partial(part.epoch, number, self._batches(orders, start, start + len(part.members)))
-                        for part, start in zip(stacks, starts, strict=True)
-                    ]
-                )
-                self._finish_epoch(number, losses, starts, time.perf_counter() - began)
-                self._save(stacks, starts)
+                losses = member_losses(stack.epoch(number, self._batches(orders)), self._stopped)
+                self._finish_epoch(number, losses, time.perf_counter() - began)
+                self._save(stack)
                 advance(self._last(number))
         began = time.perf_counter()
         for member, best in zip(self.members, self.best, strict=True):
@@ -124,30 +108,30 @@ class MembersTogether:
             with drawing_from(MemberMasks([(seed, 0)], self.device, together=False), drawing):
                 member(*batch.args, **batch.kwargs)
 
-    def _stack(self, part: slice, drawing: Drawing, firsts: list[Batch]) -> MemberStack:
+    def _stack(self, drawing: Drawing, firsts: list[Batch]) -> MemberStack:
         try:
-            stack = MemberStack(self.members[part], self.seeds[part], drawing, self.settings)
-            stack.rehearse(firsts[part])
+            stack = MemberStack(self.members, self.seeds, drawing, self.settings)
+            stack.rehearse(firsts)
         except CannotStackError:
             raise
         except Exception as error:  # an error of the model's own comes again, one by one
             raise CannotStackError(f"{type(error).__name__}: {error}") from error
         return stack
 
-    def _batches(self, orders: list[Order], start: int, end: int) -> Iterator[Any]:
+    def _batches(self, orders: list[Order]) -> Iterator[Any]:
         if self.tensors is not None:
-            return rows_for_all(self.tensors, orders[start:end], self.settings.batch_size, self.device)
-        return self._loaded(start, end)
+            return rows_for_all(self.tensors, orders, self.settings.batch_size, self.device)
+        return self._loaded()
 
-    def _loaded(self, start: int, end: int) -> Iterator[list[Batch]]:
+    def _loaded(self) -> Iterator[list[Batch]]:
         """Gives the members' batches, each drawn with the member's own global random state."""
         iterators: list[Iterator[Any]] = []
-        for index in range(start, end):
+        for index, loader in enumerate(self.loaders):
             with self._random_state(index):
-                iterators.append(iter(self.loaders[index]))
+                iterators.append(iter(loader))
         while True:
             items = []
-            for index, iterator in enumerate(iterators, start=start):
+            for index, iterator in enumerate(iterators):
                 with self._random_state(index):
                     items.append(next(iterator, None))
             if any(item is None for item in items):
@@ -156,27 +140,21 @@ class MembersTogether:
 
     @contextmanager
     def _random_state(self, index: int) -> Iterator[None]:
-        with self._global_generator:
-            torch.set_rng_state(self.random_states[index])
-            yield
-            self.random_states[index] = torch.get_rng_state()
+        torch.set_rng_state(self.random_states[index])
+        yield
+        self.random_states[index] = torch.get_rng_state()
 
     def _stopped(self, index: int) -> bool:
         patience = self.settings.patience
         return patience is not None and self.progress[index].has_waited(patience)
 
-    def _finish_epoch(self, number: int, losses: list[Tensor], starts: list[int], seconds: float) -> None:
+    def _finish_epoch(self, number: int, losses: list[float], seconds: float) -> None:
         began = time.perf_counter()
         settings = self.settings
-        means = [
-            loss
-            for part, start in zip(losses, starts, strict=True)
-            for loss in member_losses(part, start, self._stopped)
-        ]
         going = [index for index in range(len(self.members)) if not self._stopped(index)]
         for index in going:
             progress = self.progress[index]
-            progress.train_loss.append(means[index])
+            progress.train_loss.append(losses[index])
             progress.epoch = number + 1
             if settings.validation_data is not None:
                 nll = validation_nll(self.members[index], self.data, settings.validation_data, settings.batch_size)
@@ -194,25 +172,23 @@ class MembersTogether:
         nlls = [progress.validation_nll[-1] for progress in going if progress.validation_nll]
         return Progress(number + 1, [sum(losses) / len(losses)], [sum(nlls) / len(nlls)] if nlls else [])
 
-    def _save(self, stacks: list[MemberStack], starts: list[int]) -> None:
+    def _save(self, stack: MemberStack) -> None:
         """Writes the members' checkpoints, all before the first takes the place of an older one."""
         if self.settings.checkpoint is None:
             return
         paths = [checkpoint_of(self.settings, index) for index in range(len(self.members))]
-        for stack, start in zip(stacks, starts, strict=True):
-            for row in range(len(stack.members)):
-                index, path = start + row, paths[start + row]
-                assert path is not None
-                save_checkpoint(
-                    path.with_name(path.name + ".next"),
-                    self.progress[index],
-                    self.members[index],
-                    _OptimizerState(stack.optimizer_state(row)),  # type: ignore[arg-type]
-                    self.generators[index],
-                    self.best[index],
-                    stack.scheduler,
-                    random_states={"cpu": self.random_states[index].unsqueeze(0)},
-                )
+        for index, path in enumerate(paths):
+            assert path is not None
+            save_checkpoint(
+                path.with_name(path.name + ".next"),
+                self.progress[index],
+                self.members[index],
+                _OptimizerState(stack.optimizer_state(index)),  # type: ignore[arg-type]
+                self.generators[index],
+                self.best[index],
+                stack.scheduler,
+                random_states={"cpu": self.random_states[index].unsqueeze(0)},
+            )
         for path in paths:
             assert path is not None
             os.replace(path.with_name(path.name + ".next"), path)
@@ -279,21 +255,9 @@ class _SchedulerState(_OptimizerState):
         super().__init__({})
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[Callable[[Sequence[Callable[[], Any]]], list[Any]]]:
-    """Gives what runs tasks side by side, each on one core: Python's share of a step of small matrices is not small."""
-    # Once so large a block has been freed, glibc keeps freed ones: else it maps tensors page by page at every step.
+def _keep_freed_blocks() -> None:
+    """Once so large a block has been freed, glibc keeps freed ones: else it maps tensors page by page at every step."""
     torch.empty(31 * 2**20, dtype=torch.uint8)
-    if count == 1:
-        yield lambda tasks: [task() for task in tasks]
-        return
-    # PyTorch keeps the number for each thread, and one that new threads begin with.
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield lambda tasks: [future.result() for future in [pool.submit(task) for task in tasks]]
-    finally:
-        torch.set_num_threads(before)
 
 
 def _seeded_state(seed: int) -> Tensor:

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from hesitant.member_stack import network_of, plain_attributes
+from hesitant.member_stack import network_of
 from hesitant.methods import SNGP, DeepEnsemble
+from hesitant.methods.alike import why_not_as_one
 from hesitant.methods.batches import Batch, logits_of
 from hesitant.methods.member_masks import Drawing, Probe
 from hesitant.nn import RandomFeatureGaussianProcess
@@ -38,21 +38,14 @@ def why_one_by_one(members: list[nn.Module], settings: Settings, accelerator: An
         return "the model has no trainable parameter"
     if any(isinstance(member, SNGP) and member.gp.laplace.momentum is not None for member in members):
         return "the covariance is kept while training"
-    for module in (module for network in networks for module in network.modules()):
-        if parametrize.is_parametrized(module):
-            return "a weight is parametrized"
-        if any(hooks for name, hooks in vars(module).items() if name in _HOOKS):
-            return f"a {type(module).__name__} has hooks"
-        if any(nn.parameter.is_lazy(tensor) for tensor in module.parameters(recurse=False)):
-            return "a weight has no shape yet"
-    if any(type(member) is not type(first) for member in members) or not _alike(networks):
+    why = why_not_as_one(networks)
+    if why is not None:
+        return why
+    if any(type(member) is not type(first) for member in members):
         return "the members differ in their architecture"
     if wanted is True:
         return None
     return _why_not_worth_it(members, accelerator.device)
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _why_not_worth_it(members: list[nn.Module], device: torch.device) -> str | None:
@@ -67,25 +60,6 @@ def _why_not_worth_it(members: list[nn.Module], device: torch.device) -> str | N
         if needed > free // 2:
             return f"together they need {needed / 2**30:.1f} GiB for their weights, and {free / 2**30:.1f} GiB are free"
     return None
-
-
-def _alike(networks: list[nn.Module]) -> bool:
-    """Whether the networks differ in nothing but the numbers in their weights and buffers."""
-
-    def form(network: nn.Module) -> Any:
-        weights = {id(p): name for name, p in network.named_parameters()}
-        return (
-            [(name, type(module)) for name, module in network.named_modules(remove_duplicate=False)],
-            plain_attributes(network),
-            [
-                (name, weights[id(p)], p.shape, p.dtype, p.requires_grad)
-                for name, p in network.named_parameters(remove_duplicate=False)
-            ],
-            [(name, b.shape, b.dtype) for name, b in network.named_buffers(remove_duplicate=False)],
-        )
-
-    first = form(networks[0])
-    return all(form(network) == first for network in networks[1:])
 
 
 def probed(member: nn.Module, batch: Batch, settings: Settings) -> tuple[Drawing, str | None]:

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from hesitant.methods.batches import Batch, batches, logits_of, map_tensors, with_logits
 from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.mc_dropout import MCDropout
+from hesitant.methods.plain_members import PlainMembers, require_same_shapes
 from hesitant.methods.random_state import derived_seed, random_state_kept, seed_all
 from hesitant.methods.sngp import SNGP
 from hesitant.methods.wrapper import Gathered, ModelWrapper, bind_forward, device_of, log_probs_of
@@ -43,8 +44,8 @@ class DeepEnsemble(nn.Module):
 
     Args:
         members: The models, each a module of its own.
-        vectorize: Whether ``hesitant.fit`` trains them in one vectorised pass: None where that can be and pays, True
-            wherever it can be, False nowhere. The members are the same either way.
+        vectorize: Whether ``hesitant.fit`` trains them, and ``predict`` asks plain ones, in one vectorised pass: None
+            where that can be and pays, True wherever it can be, False nowhere. The answers are the same either way.
 
     Attributes:
         members: The models.
@@ -161,7 +162,7 @@ class DeepEnsemble(nn.Module):
                 )
             output = answer if output is None else output
             answers.append(log_probs_of(logits).to(logits_of(output).device))
-        _require_same_shapes(answers)
+        require_same_shapes(answers)
         mean = torch.logsumexp(torch.stack(answers), 0) - math.log(len(answers))
         labels = kwargs.get("labels")
         return with_logits(output, mean, None if labels is None else labels.to(mean.device))
@@ -188,26 +189,33 @@ class DeepEnsemble(nn.Module):
             ValueError: The inputs are empty, an option is out of its range, or the members' classes differ.
             TypeError: No member's ``predict`` has such an option, or the inputs are of an unknown type.
         """
-        parts = list(self._predictions(inputs, seed, batch_size, member_options))
-        return Prediction.cat([self._mixed(part) for part in parts])
+        groups = self._groups(inputs, seed, batch_size, member_options)
+        plain = self._plain_members()
+        return Prediction.cat([self._answer(*group, batch_size, member_options, plain) for group in groups])
 
     def predict_samples(
         self, inputs: Any, *, seed: int | None = None, batch_size: int = 1024, **member_options: Any
     ) -> Tensor:
         """Answers the probabilities ``(M, N, C)`` of each member; the arguments are those of :meth:`predict`."""
         samples = Gathered()
-        for part in self._predictions(inputs, seed, batch_size, member_options):
-            samples.append(torch.stack([prediction.probs for prediction in part], 1))  # (B, M, C)
+        plain = self._plain_members()
+        for group, draws in self._groups(inputs, seed, batch_size, member_options):
+            if plain is not None:
+                probs = plain.log_probs(group).exp()
+            else:
+                predictions = self._answers(group, draws, batch_size, member_options)
+                probs = torch.stack([prediction.probs for prediction in predictions])
+            samples.append(probs.transpose(0, 1))  # (B, M, C)
         gathered = samples.tensor()
         assert gathered is not None
         return gathered.transpose(0, 1).contiguous()
 
     # ---------------------------------------------------------------- inside
 
-    def _predictions(
+    def _groups(
         self, inputs: Any, seed: int | None, batch_size: int, options: dict[str, Any]
-    ) -> Iterator[list[Prediction]]:
-        """Gives every member's prediction of some batches at a time."""
+    ) -> "Iterator[tuple[list[Batch], _Draws]]":
+        """Gives some batches at a time, with what seeds the members' answers to them."""
         if seed is not None:
             _require_integer("seed", seed, 0)
         taken = _options_of(self)
@@ -216,14 +224,42 @@ class DeepEnsemble(nn.Module):
             raise TypeError(f"predict has no option {unknown}: its members take {sorted(taken) or 'none'}.")
         shared = any(isinstance(module, MCDropout) and module.masks == "shared" for module in self.modules())
         # Those who share masks must see all inputs in one call: they check that the masks fit each batch.
-        groups = _groups(batches(inputs, batch_size), None if shared else _BATCHES_AT_ONCE)
+        groups = _grouped(batches(inputs, batch_size), None if shared else _BATCHES_AT_ONCE)
         mask_seed = secrets.randbits(63) if seed is None else int(seed)
         for position, group in enumerate(groups):
-            draws = _Draws(int(seed or 0), mask_seed, (), position)
-            yield self._answers(group, batch_size, options, draws)
+            yield group, _Draws(int(seed or 0), mask_seed, (), position)
+
+    def _plain_members(self) -> PlainMembers | None:
+        """Answers the members, if all of them are plain models."""
+        methods = (ModelWrapper, DeepEnsemble)
+        plain = all(type(member) is Deterministic or not isinstance(member, methods) for member in self.members)
+        return PlainMembers(list(self.members), self.vectorize) if plain else None
+
+    def _answer(
+        self,
+        group: Sequence[Batch],
+        draws: "_Draws",
+        batch_size: int,
+        options: dict[str, Any],
+        plain: PlainMembers | None,
+    ) -> Prediction:
+        """Answers the prediction of some batches."""
+        if plain is None:
+            return self._mixed(self._answers(group, draws, batch_size, options))
+        targets = Gathered()
+        for batch in group:
+            targets.append(batch.targets)
+        mixture = Mixture.of_passes(plain.log_probs(group))
+        return Prediction(
+            mixture.probs,
+            targets=targets.tensor(),
+            log_probs=mixture.log_probs,
+            expected_entropy=mixture.expected_entropy,
+            class_std=mixture.class_std,
+        )
 
     def _answers(
-        self, group: Sequence[Batch], batch_size: int, options: dict[str, Any], draws: "_Draws"
+        self, group: Sequence[Batch], draws: "_Draws", batch_size: int, options: dict[str, Any]
     ) -> list[Prediction]:
         """Answers every member's prediction of some batches."""
         first_device = device_of(self.members[0])
@@ -231,14 +267,14 @@ class DeepEnsemble(nn.Module):
         for index, member in enumerate(self.members):
             of_member = draws._replace(member=(*draws.member, index))
             if isinstance(member, DeepEnsemble):
-                answer = member._mixed(member._answers(group, batch_size, options, of_member))
+                answer = member._answer(group, of_member, batch_size, options, member._plain_members())
             else:
                 method: Any = member if isinstance(member, ModelWrapper) else Deterministic(member)
                 own = {name: value for name, value in options.items() if name in _options_of(method)}
                 inputs = (map_tensors(batch, Tensor.clone) for batch in group)  # a model may write to them
                 answer = method.predict(inputs, batch_size=batch_size, **own, **of_member.options_for(method, own))
             answers.append(answer.to(first_device))
-        _require_same_shapes([answer.probs for answer in answers])
+        require_same_shapes([answer.probs for answer in answers])
         return answers
 
     def _mixed(self, predictions: list[Prediction]) -> Prediction:
@@ -294,7 +330,7 @@ class _Draws(NamedTuple):
         return {}
 
 
-def _groups(items: Iterable[Batch], size: int | None) -> Iterator[list[Batch]]:
+def _grouped(items: Iterable[Batch], size: int | None) -> Iterator[list[Batch]]:
     iterator = iter(items)
     while group := list(islice(iterator, size)):
         yield group
@@ -318,15 +354,6 @@ def _unwrapped(member: nn.Module) -> nn.Module:
 def _require_integer(name: str, value: Any, least: int) -> None:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r} is no integer of at least {least}.")
-
-
-def _require_same_shapes(answers: list[Tensor]) -> None:
-    for position, answer in enumerate(answers):
-        if answer.shape != answers[0].shape:
-            raise ValueError(
-                f"members[{position}] answers probabilities of shape {tuple(answer.shape)}, members[0] of"
-                f" {tuple(answers[0].shape)}: expected (B, C) of the same inputs and classes from all members."
-            )
 
 
 def _as_mixture(prediction: Prediction) -> Mixture:

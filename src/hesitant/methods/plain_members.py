@@ -1,0 +1,137 @@
+"""The answers of an ensemble's plain members: one after another, or as one where they are alike and that pays."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hesitant.checks import as_finite
+from hesitant.methods.alike import why_not_as_one
+from hesitant.methods.batches import Batch, logits_of, map_tensors, tensors_of
+from hesitant.methods.deterministic import Deterministic
+from hesitant.methods.wrapper import Gathered, device_of, evaluating, log_probs_of
+
+
+class PlainMembers:
+    """Plain models that answer the batches of one call, in eval mode and without gradients.
+
+    Args:
+        members: The models, or :class:`Deterministic` around them.
+        vectorize: Whether they run as one by ``torch.func.vmap``: None on an accelerator, if they can, as a CPU is as
+            fast one by one; True wherever they can; False nowhere.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], vectorize: bool | None) -> None:
+        self.networks = [member.model if isinstance(member, Deterministic) else member for member in members]
+        devices = {device_of(network) for network in self.networks}
+        wanted = devices != {torch.device("cpu")} if vectorize is None else vectorize
+        as_one = wanted and len(devices) == 1 < len(members) and why_not_as_one(self.networks) is None
+        self._as_one = _AsOne(self.networks) if as_one else None
+
+    @property
+    def run_as_one(self) -> bool:
+        """Whether they do."""
+        return self._as_one is not None
+
+    def log_probs(self, group: Sequence[Batch]) -> Tensor:
+        """Answers the log-probabilities ``(M, N, C)`` of each member for some batches, on the first one's device.
+
+        Raises:
+            ValueError: A member's logits are not ``(B, C)``, not finite, or not of the shape of the first's.
+        """
+        outputs = self._outputs_as_one(group)
+        if outputs is None:
+            outputs = [_gathered(network, network, group) for network in self.networks]
+        answers = [_log_probs(index, output) for index, output in enumerate(outputs)]
+        require_same_shapes(answers)
+        dtype = max((answer.dtype for answer in answers), key=lambda dtype: dtype.itemsize)
+        return torch.stack([answer.to(answers[0].device, dtype) for answer in answers])
+
+    def _outputs_as_one(self, group: Sequence[Batch]) -> Sequence[Tensor] | None:
+        if self._as_one is None:
+            return None
+        try:
+            return _gathered(self._as_one, self.networks[0], group).unbind(1)
+        except Exception:  # the code does what vmap cannot; an error of its own comes again, one by one
+            self._as_one = None
+            return None
+
+
+class _AsOne:
+    """Models that are alike, their weights stacked; called as one of them, answers ``(B, M, ...)``."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        self._first = networks[0]
+        self._weights = _stacked([dict(network.named_parameters()) for network in networks])
+        self._buffers = _stacked([dict(network.named_buffers()) for network in networks])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        batch = Batch(args, kwargs)
+
+        def answer(weights: dict[str, Tensor], buffers: dict[str, Tensor], tensors: list[Tensor]) -> Tensor:
+            given = iter(tensors)
+            own = map_tensors(batch, lambda _: next(given))
+            return logits_of(functional_call(self._first, (weights, buffers), own.args, own.kwargs))
+
+        versions = [buffer._version for buffer in self._buffers.values()]
+        with _batched_kernels_alone(next(iter(self._weights.values())).device):
+            output = vmap(answer, in_dims=(0, 0, None), out_dims=1)(self._weights, self._buffers, tensors_of(batch))
+        if versions != [buffer._version for buffer in self._buffers.values()]:
+            raise RuntimeError("the model writes to its buffers, which are here copies")
+        return output
+
+
+@contextmanager
+def _batched_kernels_alone(device: torch.device) -> Iterator[None]:
+    """Keeps PyTorch from kernels that vmap would run member by member; where it finds no other, it raises."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
+            warnings.filterwarnings("error", "There is a performance drop because we have not yet implemented")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _gathered(call: Callable[..., Any], network: nn.Module, group: Sequence[Batch]) -> Tensor:
+    outputs = Gathered()
+    with evaluating(network) as device:
+        for batch in group:
+            own = map_tensors(batch.to(device), Tensor.clone)  # a model may write to them
+            outputs.append(logits_of(call(*own.args, **own.kwargs)))
+    output = outputs.tensor()
+    assert output is not None
+    return output
+
+
+def _log_probs(index: int, output: Tensor) -> Tensor:
+    if output.ndim not in (1, 2):
+        raise ValueError(
+            f"members[{index}] answers logits of shape {tuple(output.shape)}: expected (B, C), or (B, 1) or (B,) for a"
+            " binary model."
+        )
+    return log_probs_of(as_finite(f"the logits of members[{index}]", output, output.shape, like=output))
+
+
+def require_same_shapes(answers: Sequence[Tensor]) -> None:
+    """Raises where a member's probabilities are not of the shape of the first's.
+
+    Raises:
+        ValueError: They are not.
+    """
+    for position, answer in enumerate(answers):
+        if answer.shape != answers[0].shape:
+            raise ValueError(
+                f"members[{position}] answers probabilities of shape {tuple(answer.shape)}, members[0] of"
+                f" {tuple(answers[0].shape)}: expected (B, C) of the same inputs and classes from all members."
+            )
+
+
+def _stacked(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
