@@ -97,9 +97,9 @@ def _tutorial_fit(model: nn.Module, task: Task) -> History:
 VARIANTS = {
     "tutorial deterministic": Method("Deterministic, tutorial's protocol", train_tutorial_deterministic),
     "tutorial sngp": Method("SNGP, tutorial's protocol", train_tutorial_sngp),
-    "deterministic": METHODS["deterministic"],
-    "sngp": METHODS["sngp"],
+    **METHODS,
 }
+SECONDS = ("training_seconds", "predict_milliseconds")  # which `cost` measures, side by side
 
 
 def choose(seeds: range) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def quality(seeds: range) -> dict[str, Any]:
     for key, figures_of in rows.items():
         answer[key] = {}
         for name, first in asdict(figures_of[0]).items():
-            if isinstance(first, float):
+            if isinstance(first, float) and name not in SECONDS:
                 values = [getattr(figures, name) for figures in figures_of]
                 answer[key][name] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     answer["reference"] = {

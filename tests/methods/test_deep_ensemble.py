@@ -249,8 +249,12 @@ def test_members_may_come_from_any_iterable() -> None:
 class Output(dict[str, Any]):
     """What models of transformers answer: a dict with attributes."""
 
-    __getattr__ = dict.__getitem__
     __setattr__ = dict.__setitem__
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
 
 
 class Answering(nn.Module):
