@@ -80,7 +80,7 @@ APT_LISTS := -o Dir::State::Lists=./lists -o Dir::Cache=./cache
 DOWNLOAD = $(PY) -c 'import sys; from torchvision import datasets; datasets.$(1)(sys.argv[1], download=True)' "$$part"; \
 	mv "$$part/$(1)/raw" "$$part/raw"
 
-demo: $(STAMP) ## train and compare the methods on two moons and on scanned digits: PNG and JSON
+demo: $(STAMP) ## train and compare the methods on two moons and on scanned digits: PNG, report and JSON
 	$(VENV)/bin/hesitant demo two-moons
 	$(VENV)/bin/hesitant demo digits
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import hesitant
 from hesitant import SNGP, Deterministic
-from hesitant.evaluation.metrics import nll
+from hesitant.evaluation import nll
 from hesitant.nn.models import MLP
 from hesitant.training import cross_entropy
 

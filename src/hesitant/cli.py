@@ -40,7 +40,22 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the data, the 
 Epochs = Annotated[
     int | None, typer.Option(min=1, help="Passes over the training data.", show_default="the demo's own")
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the picture (PNG) and the figures (JSON).")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the picture, the report and the figures.")]
+Files = Annotated[list[Path], typer.Argument(help="Predictions, a .npz for each method.", show_default=False)]
+Names = Annotated[
+    str | None, typer.Option(help="Of the methods, separated by commas.", show_default="the names of the files")
+]
+MaxRisk = Annotated[float, typer.Option(help="Error rate among answered inputs that is to be promised.")]
+Delta = Annotated[float, typer.Option(help="Probability with which the promise may fail.")]
+RankedBy = Annotated[str, typer.Option(help="What inputs are ranked by: confidence, predictive_entropy, ...")]
+Intervals = Annotated[bool, typer.Option("--intervals", help="Give figures with their standard errors, in seconds.")]
+ClassNames = Annotated[
+    str | None, typer.Option(help="Of the classes, separated by commas.", show_default="their numbers")
+]
+InputsFile = Annotated[
+    Path | None, typer.Option("--inputs", help="The inputs, an .npy of images or rows.", show_default="none are shown")
+]
+Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder for the report, the figures and the policy.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps ...")]
 
 
@@ -69,7 +84,7 @@ def demo_two_moons(
 ) -> None:
     """The SNGP tutorial's two moons: what does each method say where there was no data?
 
-    Prints a table and writes two-moons.png and two-moons.json.
+    Prints a table and writes two-moons.png, two-moons.html (the report) and two-moons.json.
     """
 
     def load() -> "Callable[..., DemoResult]":
@@ -90,7 +105,7 @@ def demo_digits(
 ) -> None:
     """Scanned digits, 0 to 7 to learn: what does each method say of an 8 or a 9?
 
-    Nothing is downloaded. Prints a table and writes digits.png and digits.json.
+    Nothing is downloaded. Prints a table and writes digits.png, digits.html (the report) and digits.json.
     """
 
     def load() -> "Callable[..., DemoResult]":
@@ -99,6 +114,66 @@ def demo_digits(
         return run_digits
 
     _run(load, methods=methods, seed=seed, epochs=epochs, out=out, device=device)
+
+
+# A part after \\b keeps its lines.
+EVALUATE_HELP = """Compare methods by files of their predictions, of any framework.
+
+Prints a table and what can be promised. Writes report.html, comparison.json and, where something can be promised, the
+policy.json of the recommended method.
+
+A file is a NumPy .npz of one method, as numpy.savez writes it; no pickle is loaded. Its arrays:
+
+\b
+probs    (N, C)     probabilities; or instead
+logits   (N, C)     logits, (N,) if binary; or
+samples  (S, N, C)  probabilities of S members
+targets  (N,)       the true classes, from 0 on
+
+For each out-of-domain set NAME one of these:
+
+\b
+ood.NAME.probs   ood.NAME.logits   ood.NAME.samples
+
+All files have the same inputs in the same order. What is known of the cost may be added as single numbers:
+milliseconds (an input), parameters, training_seconds.
+"""
+
+
+@app.command("evaluate", help=EVALUATE_HELP)
+def evaluate(
+    files: Files,
+    names: Names = None,
+    max_risk: MaxRisk = 0.01,
+    delta: Delta = 0.05,
+    score: RankedBy = "confidence",
+    intervals: Intervals = False,
+    class_names: ClassNames = None,
+    inputs: InputsFile = None,
+    out: Folder = Path("."),
+) -> None:
+    """Compares methods by files of their predictions; `EVALUATE_HELP` says how."""
+    try:
+        from hesitant.evaluate_files import evaluate_files
+    except ModuleNotFoundError as error:
+        _fail(f"evaluate needs {error.name}, which is not installed: pip install 'hesitant[cli]'")
+    try:
+        result = evaluate_files(
+            files,
+            out,
+            names=_split(None if names is None else [names]),
+            max_risk=max_risk,
+            delta=delta,
+            score=score,
+            confidence_intervals=intervals,
+            class_names=_split(None if class_names is None else [class_names]),
+            inputs=inputs,
+        )
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        _fail(str(error))
+    typer.echo(f"{result.comparison}\n\n{result.verdict}\n")
+    for path in result.files:
+        typer.echo(f"wrote {path}")
 
 
 def _run(

@@ -15,9 +15,10 @@ from hesitant.members_together import MembersTogether, checkpoint_of, first_batc
 from hesitant.methods import DeepEnsemble
 from hesitant.methods.member_masks import MemberDropout
 from hesitant.methods.random_state import derived_seed
+from hesitant.methods.tempering import forget_calibrations
 from hesitant.stacking_rules import probed, why_one_by_one
 from hesitant.training_data import member_loader
-from hesitant.training_run import History, Settings, accelerating, seeded, train
+from hesitant.training_run import History, Settings, accelerating, remember_validation, seeded, train
 
 __all__ = ["EnsembleHistory", "train_ensemble"]
 
@@ -26,11 +27,19 @@ def train_ensemble(ensemble: DeepEnsemble, data: Any, settings: Settings) -> Ens
     """Trains each member as a fit of its own would: with its own order of the data and its own dropout.
 
     Both follow from the seed and the member's place alone, so that members trained together and one by one are the same
-    but for rounding. Checkpoints are those of the members, next to each other, and either way goes on from them.
+    but for rounding. A calibration is forgotten, the ensemble's own too. Checkpoints are those of the members, next to
+    each other, and either way goes on from them.
 
     Raises:
         ValueError: As for one model; the message names the member.
     """
+    forget_calibrations(ensemble)
+    history = _train_members(ensemble, data, settings)
+    remember_validation(ensemble, settings)
+    return history
+
+
+def _train_members(ensemble: DeepEnsemble, data: Any, settings: Settings) -> EnsembleHistory:
     members = list(ensemble.members)
     seeds = [derived_seed(settings.seed % 2**63, index) for index in range(len(members))]
     began = time.perf_counter()

@@ -18,6 +18,7 @@ from hesitant.member_stack import CannotStackError, MemberStack, member_losses, 
 from hesitant.methods import SNGP
 from hesitant.methods.batches import Batch, as_batch
 from hesitant.methods.member_masks import Drawing, MemberMasks, drawing_from
+from hesitant.methods.tempering import forget_calibrations
 from hesitant.stacking_rules import probed
 from hesitant.training_data import Order, as_dataset, member_loader, tensors_of
 from hesitant.training_run import (
@@ -25,6 +26,7 @@ from hesitant.training_run import (
     Settings,
     fit_covariance,
     progress_bar,
+    remember_validation,
     seeded,
     validation_nll,
     weights_of,
@@ -57,6 +59,7 @@ class MembersTogether:
         settings = self.settings
         for member in self.members:
             member.to(self.device).train()
+            forget_calibrations(member)
         firsts = []
         for seed in self.seeds:
             with seeded(seed, self.device):
@@ -93,6 +96,7 @@ class MembersTogether:
             if settings.patience is not None and best is not None:
                 member.load_state_dict(best)
             fit_covariance(member, self.data, settings.batch_size)
+            remember_validation(member, settings)
         seconds = max(progress.seconds for progress in self.progress) + time.perf_counter() - began
         histories = [History(p.train_loss, p.validation_nll, p.best_epoch, seconds) for p in self.progress]
         return merged(histories, None, seconds)

@@ -41,6 +41,10 @@ def fit(
     Runs on one device, or on several GPUs and machines under ``accelerate launch`` or ``torchrun``. Nothing else in the
     library needs it: an own loop does as well.
 
+    A calibration (:func:`hesitant.evaluation.calibrate`) belongs to the weights that it was fitted with: training sets
+    the temperature to 1 and an SNGP's factor back. A method that was stopped early remembers by which inputs, and marks
+    them in its predictions (``served``).
+
     Members of a :class:`DeepEnsemble` train each as in a fit of its own, in its own order of the data and with its own
     dropout, which follow from ``seed`` and its place. Members of one architecture train together in one vectorised
     pass, with one step of the optimizer for all, where that can be and pays: not with BatchNorm, not with an optimizer

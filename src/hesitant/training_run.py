@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader
 
 from hesitant.checkpoint import Progress, global_random_states, load_checkpoint, save_checkpoint
 from hesitant.methods import SNGP, Deterministic
-from hesitant.methods.batches import as_batch, logits_of
+from hesitant.methods.batches import as_batch, batches, logits_of
 from hesitant.methods.member_masks import MemberDropout
+from hesitant.methods.served import digests_of, remember
+from hesitant.methods.tempering import Tempered, forget_calibrations
 from hesitant.prediction import Prediction
 from hesitant.training_data import as_dataset, training_loader
 
@@ -72,6 +74,9 @@ def train(
 ) -> History:
     """Trains one model, and fits the covariance of an SNGP at the end.
 
+    A calibration is forgotten: it belongs to the weights as they were. A method remembers the inputs by which it was
+    stopped early.
+
     Args:
         model: A classifier, or a method around one.
         data: What fit was given.
@@ -88,6 +93,7 @@ def train(
         if loader is None:
             loader = training_loader(data, settings.batch_size, torch.Generator().manual_seed(settings.seed))
         run = _Run(accelerator, model, loader, settings, dropout)
+        forget_calibrations(model)
         if dropout is not None:
             stack.enter_context(dropout.attention(accelerator.device))
         covariance_data, validation_data, patience = as_dataset(data), settings.validation_data, settings.patience
@@ -111,8 +117,16 @@ def train(
         if patience is not None and best is not None:
             model.load_state_dict(best)
         fit_covariance(model, covariance_data, settings.batch_size)
+        remember_validation(model, settings)
         state.seconds += time.perf_counter() - began
     return History(state.train_loss, state.validation_nll, state.best_epoch, state.seconds)
+
+
+def remember_validation(model: nn.Module, settings: Settings) -> None:
+    """Has a method remember the inputs by which its training was stopped early, if it was."""
+    if settings.patience is not None and isinstance(model, Tempered):
+        inputs = batches(as_dataset(settings.validation_data), settings.batch_size)
+        remember(model, "fit", digests_of(inputs))
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

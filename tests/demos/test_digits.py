@@ -17,6 +17,12 @@ def test_writes_a_picture_of_a_talks_size(result):
     assert height >= 900
 
 
+def test_writes_a_report_that_shows_scans_as_pictures(result):
+    page = result.files["html"].read_text(encoding="utf-8")
+    assert page.count("data:image/png") >= 24
+    assert "digits 8 and 9" in page
+
+
 def test_json_has_settings_and_every_method(result):
     content = json.loads(result.files["json"].read_text(encoding="utf-8"))
     assert content["demo"] == "digits"

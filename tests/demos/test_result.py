@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 
 from hesitant.demos.methods import METHODS, chosen_methods
-from hesitant.demos.result import DemoResult, Figures, require_device, require_folder, uncertainty
+from hesitant.demos.result import DemoResult, Figures, require_device, uncertainty
 from hesitant.demos.table import result_table
+from hesitant.folders import require_folder
 from hesitant.prediction import Prediction
 
 FIGURES = Figures(
@@ -28,6 +29,7 @@ FIGURES = Figures(
     training_loss=0.1,
     training_seconds=1.86,
     predict_milliseconds=20.04,
+    parameters=99714,
 )
 RESULT = DemoResult(
     demo="two-moons",

@@ -21,6 +21,14 @@ def test_writes_a_picture_of_a_talks_size(result):
     assert picture[..., :3].std() > 0.1
 
 
+def test_writes_a_report_that_shows_points_as_rows(result):
+    page = result.files["html"].read_text(encoding="utf-8")
+    assert all(figures.name in page for figures in result.methods.values())
+    assert '<th scope="col">x</th><th scope="col">y</th>' in page
+    assert "far cloud" in page
+    assert "upper moon" in page
+
+
 def test_json_has_settings_versions_and_every_method(result):
     content = json.loads(result.files["json"].read_text(encoding="utf-8"))
     assert content["demo"] == "two-moons"
@@ -63,3 +71,9 @@ def test_the_demos_own_settings_know_what_they_do_not_know():
     assert sngp.u_ood >= 0.98
     assert sngp.accuracy >= 0.995
     assert sngp.nll <= 0.015
+
+
+@pytest.mark.slow
+def test_the_report_recommends_the_method_that_knows(tmp_path):
+    result = run_two_moons(["deterministic", "sngp"], seed=0, out=tmp_path, progress=False)
+    assert "Use SNGP: it answers 9" in result.files["html"].read_text(encoding="utf-8")

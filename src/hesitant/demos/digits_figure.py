@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hesitant.plots import INK, MUTED, OOD_COLOR, scan, short, uncertainty_histogram
+from hesitant.plots import INK, MUTED, OOD_COLOR, scan, score_histogram, short
 
 Array = NDArray[Any]
 
@@ -125,10 +125,13 @@ def _histograms(figure: Figure, methods: Sequence[MethodUncertainties]) -> None:
         y = HEIGHT - TOP - tall - row * (tall + gap)
         ax = figure.add_axes((HISTOGRAM_LEFT / WIDTH, y / HEIGHT, HISTOGRAM_WIDTH / WIDTH, tall / HEIGHT))
         last = row == len(methods) - 1
-        uncertainty_histogram(
+        score_histogram(
             method.in_domain,
             method.ood,
             ax,
+            names=None,
+            num_bins=20,
+            limits=(0.0, 1.0),
             label="predictive uncertainty u  (0: certain, 1: no idea)" if last else "",
         )
         sure = f"sure (u < {short(SURE)}) of {100 * float((method.ood < SURE).mean()):.0f} % of the 8s and 9s"

@@ -1,7 +1,7 @@
 """The methods that the demos compare. A further one is one more function and one more entry in `METHODS`."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -27,6 +27,10 @@ class Predictor(Protocol):
 
     def predict(self, inputs: Tensor) -> Prediction:
         """Answers with the predictive distribution of the inputs `(B, ...)`."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights."""
         ...
 
 
@@ -80,6 +84,10 @@ class Seeded:
     def predict(self, inputs: Tensor) -> Prediction:
         """Answers with the predictive distribution of the inputs `(B, ...)`."""
         return self.method.predict(inputs, seed=self.seed)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights."""
+        return self.method.parameters()
 
 
 def train_deterministic(task: Task) -> tuple[Predictor, History]:

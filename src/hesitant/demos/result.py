@@ -18,7 +18,7 @@ from hesitant.demos.methods import Method, Predictor, Task
 from hesitant.evaluation import accuracy, auroc, ece, nll
 from hesitant.prediction import Prediction, UnavailableError
 
-PACKAGES: Final = ("hesitant", "torch", "numpy", "accelerate", "torchmetrics", "scikit-learn", "matplotlib")
+PACKAGES: Final = ("hesitant", "torch", "numpy", "accelerate", "scipy", "scikit-learn", "matplotlib")
 TIMED_REPEATS: Final = 5
 
 
@@ -42,6 +42,7 @@ class Figures:
         training_loss: Of the last epoch.
         training_seconds: Until the method can predict, its covariance included.
         predict_milliseconds: Of a warm prediction of the inputs that `DemoResult.predict_inputs` names; median of five.
+        parameters: Numbers in the model, all members together.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Figures:
     training_loss: float
     training_seconds: float
     predict_milliseconds: float
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class DemoResult:
         settings: All else that was set.
         methods: Figures by the method's name on the command line.
         predict_inputs: What `Figures.predict_milliseconds` is the time of.
-        files: What was written, by kind: "png" and "json".
+        files: What was written, by kind: "png", "json" and "html".
     """
 
     demo: str
@@ -167,26 +169,9 @@ def run_method(
         training_loss=history.train_loss[-1],
         training_seconds=seconds,
         predict_milliseconds=_milliseconds(predictor, timed),
+        parameters=sum(weight.numel() for weight in predictor.parameters()),
     )
     return figures, answers
-
-
-def require_folder(out: Path) -> Path:
-    """Makes the folder if need be and answers with it, before any time is spent on what cannot be kept.
-
-    Raises:
-        ValueError: If it cannot be made or written to.
-    """
-    probe = out / ".hesitant-writes-here"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"out={str(out)!r} cannot be written to ({error.strerror}): name a folder that is yours to write in"
-        ) from error
-    return out
 
 
 def require_device(device: str) -> str:

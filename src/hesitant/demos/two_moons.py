@@ -15,21 +15,15 @@ from torch.utils.data import TensorDataset
 
 from hesitant.data import two_moons, two_moons_grid, two_moons_ood
 from hesitant.data.two_moons import GRID_EXTENT
+from hesitant.demos.comparison import demo_comparison
 from hesitant.demos.methods import Task, chosen_methods
-from hesitant.demos.result import (
-    Answers,
-    DemoResult,
-    Figures,
-    logit_variance,
-    require_device,
-    require_folder,
-    run_method,
-    uncertainty,
-)  # fmt: skip
+from hesitant.demos.result import Answers, DemoResult, Figures, logit_variance, require_device, run_method, uncertainty
 from hesitant.demos.two_moons_figure import MethodSurfaces, two_moons_figure
+from hesitant.folders import require_folder
 from hesitant.nn.models import DeepResNet
 from hesitant.plots import short
 from hesitant.prediction import Prediction, UnavailableError
+from hesitant.report import report
 
 # Where the tutorial is under-confident on its own data, these are as sharp as a plain network. The learning rate, fit's
 # default, lets the output weights grow (the tutorial's 1e-4 leaves them small); then the mean-field factor can be as
@@ -49,6 +43,8 @@ NUM_POINTS: Final = 1000
 NUM_OOD: Final = 500
 RESOLUTION: Final = 100
 DPI: Final = 150
+CLASS_NAMES: Final = ("upper moon", "lower moon")
+OOD_NAME: Final = "far cloud"
 
 
 def two_moons_task(
@@ -95,7 +91,7 @@ def run_two_moons(
         seed: Of the data, the weights, the dropout.
         epochs: Passes over the training points.
         device: Where to compute, as torch names it.
-        out: A folder for `two-moons.png` and `two-moons.json`; by default nothing is written.
+        out: A folder for `two-moons.png`, `two-moons.html` and `two-moons.json`; by default nothing is written.
         progress: Whether to show a bar while training.
         announce: Is told the name of each method before it is trained.
         sngp_settings: Options of `SNGP`.
@@ -121,11 +117,11 @@ def run_two_moons(
     grid = two_moons_grid(RESOLUTION)
     left, right, bottom, top = GRID_EXTENT
     figures: dict[str, Figures] = {}
-    rows: list[MethodSurfaces] = []
+    answers: dict[str, Answers] = {}
     for key, method in chosen.items():
         if announce is not None:
             announce(method.name)
-        figures[key], answers = run_method(
+        figures[key], answers[key] = run_method(
             method,
             task,
             held_out=TensorDataset(held_out.inputs, held_out.targets),
@@ -133,7 +129,6 @@ def run_two_moons(
             timed=grid,
             corners=torch.tensor([[left, bottom], [left, top], [right, bottom], [right, top]]),
         )
-        rows.append(_surfaces(figures[key], answers))
     result = DemoResult(
         demo="two-moons",
         seed=seed,
@@ -153,10 +148,18 @@ def run_two_moons(
     )
     if folder is None:
         return result
-    files = {"png": folder / "two-moons.png", "json": folder / "two-moons.json"}
+    files = {kind: folder / f"two-moons.{kind}" for kind in ("png", "html", "json")}
     inputs, targets = (tensor.numpy() for tensor in task.train_data.tensors)
+    rows = [_surfaces(figures[key], answers[key]) for key in figures]
     picture = two_moons_figure(inputs, targets, ood.numpy(), rows, extent=GRID_EXTENT)
     picture.savefig(files["png"], dpi=DPI)
+    report(
+        demo_comparison(figures, answers, held_out=held_out.inputs, ood=ood, ood_name=OOD_NAME),
+        files["html"],
+        title="Two moons, and a cloud of points away from both",
+        class_names=CLASS_NAMES,
+        feature_names=("x", "y"),
+    )
     files["json"].write_text(result.to_json(), encoding="utf-8")
     return replace(result, files=files)
 

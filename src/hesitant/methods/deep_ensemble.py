@@ -17,7 +17,9 @@ from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.plain_members import PlainMembers, require_same_shapes
 from hesitant.methods.random_state import derived_seed, random_state_kept, seed_all
+from hesitant.methods.served import Served
 from hesitant.methods.sngp import SNGP
+from hesitant.methods.tempering import Tempered, at_temperature, tempered
 from hesitant.methods.wrapper import Gathered, ModelWrapper, bind_forward, device_of, log_probs_of
 from hesitant.mixture import Mixture
 from hesitant.nn import RandomFeatureGaussianProcess
@@ -30,7 +32,7 @@ _NO_SPLIT = (
 )
 
 
-class DeepEnsemble(nn.Module):
+class DeepEnsemble(Tempered):
     """Answers with the mean of its members' predictive distributions.
 
     Members are classifiers trained apart: plain models, or models within :class:`SNGP` or :class:`MCDropout`, of one
@@ -46,6 +48,7 @@ class DeepEnsemble(nn.Module):
         members: The models, each a module of its own.
         vectorize: Whether ``hesitant.fit`` trains them, and ``predict`` asks plain ones, in one vectorised pass: None
             where that can be and pays, True wherever it can be, False nowhere. The answers are the same either way.
+        temperature: What divides the logits of each member, beside its own, before the mean (see :class:`Tempered`).
 
     Attributes:
         members: The models.
@@ -57,7 +60,9 @@ class DeepEnsemble(nn.Module):
 
     members: nn.ModuleList
 
-    def __init__(self, members: Iterable[nn.Module], *, vectorize: bool | None = None) -> None:
+    def __init__(
+        self, members: Iterable[nn.Module], *, vectorize: bool | None = None, temperature: float = 1.0
+    ) -> None:
         super().__init__()
         if not isinstance(members, nn.ModuleList) and isinstance(members, nn.Module):
             raise TypeError(f"members is one {type(members).__name__}: expected models, DeepEnsemble([first, second]).")
@@ -76,6 +81,7 @@ class DeepEnsemble(nn.Module):
                 )
         self.members = nn.ModuleList(members)
         self.vectorize = vectorize
+        self.temperature = temperature
         bind_forward(self, members[0])
 
     @classmethod
@@ -140,7 +146,7 @@ class DeepEnsemble(nn.Module):
                 " members. Train them with hesitant.fit(ensemble, data), or each of ensemble.members by itself; to"
                 " evaluate, call ensemble.eval() first."
             )
-        return self._call(args, kwargs, _Draws(0, 0, (), 0))
+        return self._call(args, kwargs, _Draws(0, 0, (), 0, self.temperature))
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], draws: "_Draws") -> Any:
         output: Any = None
@@ -148,10 +154,12 @@ class DeepEnsemble(nn.Module):
         for index, member in enumerate(self.members):
             batch = map_tensors(Batch(args, kwargs).to(device_of(member)), Tensor.clone)  # a model may write to them
             of_member = draws._replace(member=(*draws.member, index))
+            left = draws.temperature  # to be applied to the member's answer
             if isinstance(member, DeepEnsemble):
-                answer = member._call(batch.args, batch.kwargs, of_member)
+                answer, left = member._call(batch.args, batch.kwargs, of_member.within(member)), 1.0
             elif isinstance(member, MCDropout):
-                answer = member.sampled(batch.args, batch.kwargs, **of_member.options_for(member, {}))
+                seed = of_member.options_for(member, {})["seed"]
+                answer, left = member.sampled(batch.args, batch.kwargs, seed=seed, beside=left), 1.0
             else:
                 answer = member(*batch.args, **batch.kwargs)
             logits = logits_of(answer)
@@ -161,7 +169,7 @@ class DeepEnsemble(nn.Module):
                     " or (B,) for a binary model."
                 )
             output = answer if output is None else output
-            answers.append(log_probs_of(logits).to(logits_of(output).device))
+            answers.append(tempered(log_probs_of(logits), left).to(logits_of(output).device))
         require_same_shapes(answers)
         mean = torch.logsumexp(torch.stack(answers), 0) - math.log(len(answers))
         labels = kwargs.get("labels")
@@ -191,7 +199,13 @@ class DeepEnsemble(nn.Module):
         """
         groups = self._groups(inputs, seed, batch_size, member_options)
         plain = self._plain_members()
-        return Prediction.cat([self._answer(*group, batch_size, member_options, plain) for group in groups])
+        served = Served(self)
+        answers = []
+        for group, draws in groups:
+            for batch in group:
+                served.append(batch)
+            answers.append(self._answer(group, draws, batch_size, member_options, plain))
+        return Prediction.cat(answers).with_served(served.tensor())
 
     def predict_samples(
         self, inputs: Any, *, seed: int | None = None, batch_size: int = 1024, **member_options: Any
@@ -201,7 +215,7 @@ class DeepEnsemble(nn.Module):
         plain = self._plain_members()
         for group, draws in self._groups(inputs, seed, batch_size, member_options):
             if plain is not None:
-                probs = plain.log_probs(group).exp()
+                probs = tempered(plain.log_probs(group), draws.temperature).exp()
             else:
                 predictions = self._answers(group, draws, batch_size, member_options)
                 probs = torch.stack([prediction.probs for prediction in predictions])
@@ -227,7 +241,7 @@ class DeepEnsemble(nn.Module):
         groups = _grouped(batches(inputs, batch_size), None if shared else _BATCHES_AT_ONCE)
         mask_seed = secrets.randbits(63) if seed is None else int(seed)
         for position, group in enumerate(groups):
-            yield group, _Draws(int(seed or 0), mask_seed, (), position)
+            yield group, _Draws(int(seed or 0), mask_seed, (), position, self.temperature)
 
     def _plain_members(self) -> PlainMembers | None:
         """Answers the members, if all of them are plain models."""
@@ -249,7 +263,7 @@ class DeepEnsemble(nn.Module):
         targets = Gathered()
         for batch in group:
             targets.append(batch.targets)
-        mixture = Mixture.of_passes(plain.log_probs(group))
+        mixture = Mixture.of_passes(tempered(plain.log_probs(group), draws.temperature))
         return Prediction(
             mixture.probs,
             targets=targets.tensor(),
@@ -267,12 +281,14 @@ class DeepEnsemble(nn.Module):
         for index, member in enumerate(self.members):
             of_member = draws._replace(member=(*draws.member, index))
             if isinstance(member, DeepEnsemble):
-                answer = member._answer(group, of_member, batch_size, options, member._plain_members())
+                within = of_member.within(member)
+                answer = member._answer(group, within, batch_size, options, member._plain_members())
             else:
                 method: Any = member if isinstance(member, ModelWrapper) else Deterministic(member)
                 own = {name: value for name, value in options.items() if name in _options_of(method)}
                 inputs = (map_tensors(batch, Tensor.clone) for batch in group)  # a model may write to them
-                answer = method.predict(inputs, batch_size=batch_size, **own, **of_member.options_for(method, own))
+                with at_temperature(method, of_member.within(method).temperature):
+                    answer = method.predict(inputs, batch_size=batch_size, **own, **of_member.options_for(method, own))
             answers.append(answer.to(first_device))
         require_same_shapes([answer.probs for answer in answers])
         return answers
@@ -312,12 +328,18 @@ class _Draws(NamedTuple):
         mask_seed: Of dropout masks, which then do not.
         member: Its place, and within an ensemble of ensembles the places on the way to it.
         position: Of the group of batches.
+        temperature: Of the ensembles around the members, all of them.
     """
 
     seed: int
     mask_seed: int
     member: tuple[int, ...]
     position: int
+    temperature: float
+
+    def within(self, method: Tempered) -> "_Draws":
+        """Answers the same with the temperature of what is within a member."""
+        return self._replace(temperature=self.temperature * method.temperature)
 
     def options_for(self, method: Any, given: dict[str, Any]) -> dict[str, Any]:
         """Answers the options of the method's ``predict`` that seed it."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from hesitant.methods.batches import batches, logits_of
+from hesitant.methods.served import Served
 from hesitant.methods.wrapper import Gathered, ModelWrapper, evaluating, prediction_of
 from hesitant.prediction import Prediction
 
@@ -18,6 +19,7 @@ class Deterministic(ModelWrapper):
     Args:
         model: A classifier that answers logits ``(B, C)`` (or a single logit, or probabilities), as a tensor or as the
             ``logits`` of an object or dict.
+        temperature: What divides the logits in eval mode (see :class:`Tempered`), but not ``prediction.logits``.
     """
 
     def predict(self, inputs: Any, *, batch_size: int = 1024) -> Prediction:
@@ -32,12 +34,14 @@ class Deterministic(ModelWrapper):
             ValueError: The inputs are empty, or the model's output is not ``(B, C)``.
             TypeError: The inputs, or the model's output, are of an unknown type.
         """
-        outputs, targets = Gathered(), Gathered()
+        outputs, targets, served = Gathered(), Gathered(), Served(self)
         with evaluating(self) as device:
             for batch in batches(inputs, batch_size):
+                served.append(batch)
                 batch = batch.to(device)
                 outputs.append(logits_of(self.model(*batch.args, **batch.kwargs)))
                 targets.append(batch.targets)
         output = outputs.tensor()
         assert output is not None
-        return prediction_of(output, targets.tensor(), split_unavailable=_NO_SPLIT)
+        prediction = prediction_of(output, targets.tensor(), temperature=self.temperature, split_unavailable=_NO_SPLIT)
+        return prediction.with_served(served.tensor())

@@ -18,6 +18,8 @@ from hesitant.methods.further_passes import FurtherPasses, OtherCourseError
 from hesitant.methods.masks import Masks
 from hesitant.methods.operation_calls import address
 from hesitant.methods.random_state import random_state_kept, seed_all
+from hesitant.methods.served import Served
+from hesitant.methods.tempering import at_temperature, tempered
 from hesitant.methods.wrapper import Gathered, ModelWrapper, evaluating, is_distribution, log_probs_of
 from hesitant.mixture import Mixture
 from hesitant.prediction import Prediction
@@ -51,6 +53,7 @@ class MCDropout(ModelWrapper):
             samples are the predictions of S sub-networks: joint samples, as batch active learning needs them.
         chunk_size: How many passes run together; None chooses by the size of their tensors.
         stochastic_depth: Whether whole layers are dropped too, where the model was trained so (DropPath).
+        temperature: What divides each pass's logits in eval mode, before the mean (see :class:`Tempered`).
 
     Raises:
         TypeError: ``model`` is no ``torch.nn.Module``.
@@ -65,8 +68,9 @@ class MCDropout(ModelWrapper):
         masks: Literal["per_input", "shared"] = "per_input",
         chunk_size: int | None = None,
         stochastic_depth: bool = False,
+        temperature: float = 1.0,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, temperature=temperature)
         if not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples={num_samples!r} is no integer of at least 1: it counts the forward passes.")
         if masks not in ("per_input", "shared"):
@@ -85,18 +89,19 @@ class MCDropout(ModelWrapper):
         return self.sampled(args, kwargs, seed=0)
 
     @run_eagerly
-    def sampled(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, seed: int | None) -> Any:
+    def sampled(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, seed: int | None, beside: float = 1.0) -> Any:
         """Answers what the model answers to these arguments, with the logarithm of the mean probabilities for logits.
 
         Args:
             args: Of the model's ``forward``.
             kwargs: Of the model's ``forward``; its ``labels`` make the loss.
             seed: Of the masks, as in :meth:`predict`.
+            beside: A temperature beside the method's own, that of ensembles around it.
 
         Raises:
             ValueError: As :meth:`predict`.
         """
-        with self._sampling(seed) as (_, sampler):
+        with at_temperature(self, self.temperature * beside), self._sampling(seed) as (_, sampler):
             mixture = sampler.mixture(Batch(args, kwargs), 0)
         return with_logits(sampler.output, mixture.log_probs, kwargs.get("labels"))
 
@@ -117,8 +122,10 @@ class MCDropout(ModelWrapper):
             TypeError: The inputs, or the model's output, are of an unknown type.
         """
         targets, probs, log_probs, entropies, deviations = (Gathered() for _ in range(5))
+        served = Served(self)
         with self._sampling(seed) as (device, sampler):
             for position, batch in enumerate(batches(inputs, batch_size)):
+                served.append(batch)
                 mixture = sampler.mixture(batch.to(device), position)
                 targets.append(batch.targets)
                 probs.append(mixture.probs)
@@ -133,9 +140,12 @@ class MCDropout(ModelWrapper):
             log_probs=log_probs.tensor(),
             expected_entropy=entropies.tensor(),
             class_std=deviations.tensor(),
+            served=served.tensor(),
         )
 
-    def predict_samples(self, inputs: Any, *, seed: int | None = None, batch_size: int = 1024) -> Tensor:
+    def predict_samples(
+        self, inputs: Any, *, seed: int | None = None, batch_size: int = 1024, log: bool = False
+    ) -> Tensor:
         """Answers the probabilities ``(S, N, C)`` of each pass; all of them are kept.
 
         With ``masks="shared"`` a sample is one sub-network's joint prediction of all inputs.
@@ -144,6 +154,7 @@ class MCDropout(ModelWrapper):
             inputs: As for :meth:`predict`, as the other arguments.
             seed: Not negative; None draws new masks.
             batch_size: Inputs in one forward pass.
+            log: Whether to answer their logarithms, which tell apart what a probability rounds to 0.
 
         Raises:
             ValueError: As :meth:`predict`.
@@ -152,8 +163,8 @@ class MCDropout(ModelWrapper):
         samples = Gathered()
         with self._sampling(seed) as (device, sampler):
             for position, batch in enumerate(batches(inputs, batch_size)):
-                passes = [log_probs.exp() for log_probs in sampler.passes(batch.to(device), position)]
-                samples.append(torch.cat(passes).transpose(0, 1))  # (B, S, C)
+                passes = torch.cat(list(sampler.passes(batch.to(device), position)))
+                samples.append((passes if log else passes.exp_()).transpose(0, 1))  # (B, S, C)
         gathered = samples.tensor()
         assert gathered is not None
         return gathered.transpose(0, 1).contiguous()
@@ -182,7 +193,7 @@ class _Sampler:
 
     def __init__(self, method: MCDropout, seed: int, device: torch.device) -> None:
         self.model, self.num_samples, self.chunk_size = method.model, method.num_samples, method.chunk_size
-        self.shared = method.masks == "shared"
+        self.shared, self.temperature = method.masks == "shared", method.temperature
         self.seed, self.device = seed, device
         self.output: Any = None
         self._weights = {
@@ -204,6 +215,12 @@ class _Sampler:
 
     def passes(self, batch: Batch, position: int) -> Iterator[Tensor]:
         """Gives the log-probabilities ``(s, B, C)`` of some passes at a time, ``num_samples`` in all."""
+        # Only now: a low temperature enlarges the rounding by which passes are told to run together.
+        return (tempered(log_probs, self.temperature) for log_probs in self._untempered(batch, position))
+
+    # ---------------------------------------------------------------- inside
+
+    def _untempered(self, batch: Batch, position: int) -> Iterator[Tensor]:
         rows = num_inputs(batch)
         self._seeds = True
         inputs = map_tensors(batch, Tensor.clone)  # the model may write to them
@@ -234,8 +251,6 @@ class _Sampler:
         for start in range(done, self.num_samples, _PASSES_AT_ONCE):
             alone = range(start, min(start + _PASSES_AT_ONCE, self.num_samples))
             yield torch.cat([self._alone(batch, rows, position, sample) for sample in alone])
-
-    # ---------------------------------------------------------------- inside
 
     def _alone(self, batch: Batch, rows: int, position: int, sample: int) -> Tensor:
         """Answers the log-probabilities of one pass, all of it computed."""

@@ -14,6 +14,7 @@ from hesitant.checks import as_finite
 from hesitant.methods.alike import why_not_as_one
 from hesitant.methods.batches import Batch, logits_of, map_tensors, tensors_of
 from hesitant.methods.deterministic import Deterministic
+from hesitant.methods.tempering import tempered
 from hesitant.methods.wrapper import Gathered, device_of, evaluating, log_probs_of
 
 
@@ -28,6 +29,7 @@ class PlainMembers:
 
     def __init__(self, members: Sequence[nn.Module], vectorize: bool | None) -> None:
         self.networks = [member.model if isinstance(member, Deterministic) else member for member in members]
+        self.temperatures = [member.temperature if isinstance(member, Deterministic) else 1.0 for member in members]
         devices = {device_of(network) for network in self.networks}
         wanted = devices != {torch.device("cpu")} if vectorize is None else vectorize
         as_one = wanted and len(devices) == 1 < len(members) and why_not_as_one(self.networks) is None
@@ -47,7 +49,11 @@ class PlainMembers:
         outputs = self._outputs_as_one(group)
         if outputs is None:
             outputs = [_gathered(network, network, group) for network in self.networks]
-        answers = [_log_probs(index, output) for index, output in enumerate(outputs)]
+        temperatures = enumerate(self.temperatures)
+        answers = [
+            tempered(_log_probs(index, output), temperature)
+            for (index, temperature), output in zip(temperatures, outputs, strict=True)
+        ]
         require_same_shapes(answers)
         dtype = max((answer.dtype for answer in answers), key=lambda dtype: dtype.itemsize)
         return torch.stack([answer.to(answers[0].device, dtype) for answer in answers])

@@ -11,6 +11,8 @@ from hesitant.methods.batches import batches, logits_of, shared_batches
 from hesitant.methods.classifier import find_classifier
 from hesitant.methods.fingerprint import fingerprint
 from hesitant.methods.picking import at_position, picked_position
+from hesitant.methods.served import Served
+from hesitant.methods.tempering import taken
 from hesitant.methods.workers import raise_together, several_workers, share_weights
 from hesitant.methods.wrapper import Gathered, ModelWrapper, evaluating, prediction_of
 from hesitant.nn import CovarianceError, GaussianLogits, RandomFeatureGaussianProcess, SpectralNormalizer
@@ -19,6 +21,7 @@ from hesitant.nn.spectral_norm import ConvNorm
 from hesitant.prediction import Prediction
 from hesitant.simplex import two_class_logits
 
+_FACTOR_KEY = "mean_field_factor"
 _SAMPLES_AT_ONCE = 2**22  # numbers, 16 MiB in float32
 _NO_SPLIT = (
     "the mean-field approximation answers with one distribution, which cannot be split: predict with"
@@ -49,6 +52,8 @@ class SNGP(ModelWrapper):
             scratch want 0.95 or less, as in the paper.
         conv_norm: See :class:`SpectralNormalizer`.
         generator: Draws the random features and the output weights.
+        temperature: What divides the mean-field logits, and each draw, in eval mode (see :class:`Tempered`). The
+            ``logits`` and the ``logit_variance`` of a prediction are those of the posterior, before it.
         gp_options: Options of :class:`RandomFeatureGaussianProcess`, such as ``num_inducing``, ``kernel_scale`` (here
             ``"median"`` unless given), ``ridge_penalty``, ``momentum``, ``mean_field_factor``.
 
@@ -57,6 +62,7 @@ class SNGP(ModelWrapper):
     """
 
     fitted_fingerprint: Tensor
+    _factor_before: tuple[float | None] | None = None  # the mean-field factor before a calibration
 
     def __init__(
         self,
@@ -67,6 +73,7 @@ class SNGP(ModelWrapper):
         norm_bound: float | None = 6.0,
         conv_norm: ConvNorm = "operator",
         generator: torch.Generator | None = None,
+        temperature: float = 1.0,
         **gp_options: Any,
     ) -> None:
         self._refuse_wrapped(model)
@@ -80,7 +87,7 @@ class SNGP(ModelWrapper):
             path for path, module in model.named_modules(remove_duplicate=False) if module is linear and path
         ]:
             model.set_submodule(alias, gp)
-        super().__init__(model if name else gp)
+        super().__init__(model if name else gp, temperature=temperature)
         self.classifier_name = name
         self.spectral_normalizer = (
             None if norm_bound is None else SpectralNormalizer(model, norm_bound, conv_norm=conv_norm)
@@ -123,7 +130,26 @@ class SNGP(ModelWrapper):
             if not compiling:
                 # Fine-tuning runs in eval mode too: after a forward with gradients, a step may move the weights.
                 self._had_gradients = torch.is_grad_enabled()
-        return self.model(*args, **kwargs)
+        return self._tempered(self.model(*args, **kwargs), kwargs)
+
+    @property
+    def uncalibrated_factor(self) -> float | None:
+        """The mean-field factor that the model has, or had before it was calibrated."""
+        return self.gp.mean_field_factor if self._factor_before is None else self._factor_before[0]
+
+    def calibrate_factor(self, mean_field_factor: float | None) -> None:
+        """Sets the mean-field factor until the calibration is forgotten; a state dict holds it till then.
+
+        :func:`hesitant.evaluation.calibrate` does it; a factor set by hand, ``gp.mean_field_factor``, is an option of
+        the model and in no state dict.
+        """
+        self._factor_before = (self.uncalibrated_factor,)
+        self.gp.mean_field_factor = mean_field_factor
+
+    def forget_calibration(self) -> None:
+        """Sets the temperature to 1 and the mean-field factor to what it was before a calibration."""
+        super().forget_calibration()
+        self.gp.mean_field_factor, self._factor_before = self.uncalibrated_factor, None
 
     def regularization_loss(self) -> Tensor:
         """Answers the L2 penalty on the output weights, to be added to the training loss."""
@@ -208,6 +234,7 @@ class SNGP(ModelWrapper):
         kept: list[GaussianLogits] = []
         logits: list[Tensor] = []
         outputs, targets, means, variances = Gathered(), Gathered(), Gathered(), Gathered()
+        served = Served(self)
         gp.posterior_hook = kept.append
         handle = gp.register_forward_hook(lambda _gp, _args, output: logits.append(output))
         try:
@@ -215,6 +242,7 @@ class SNGP(ModelWrapper):
                 for batch in batches(inputs, batch_size):
                     kept.clear()
                     logits.clear()
+                    served.append(batch)
                     batch = batch.to(device)
                     output = logits_of(self.model(*batch.args, **batch.kwargs))
                     gaussian = self._posterior_of(output, kept, logits)
@@ -231,10 +259,18 @@ class SNGP(ModelWrapper):
         assert variance is not None
         if posterior == "monte_carlo":
             generator = generator or torch.Generator(device).manual_seed(0)
-            return _sampled(GaussianLogits(mean, variance), targets.tensor(), num_samples, generator)
-        return prediction_of(
-            answers, targets.tensor(), mean_logits=mean, logit_variance=variance, split_unavailable=_NO_SPLIT
-        )
+            gaussian = GaussianLogits(mean, variance)
+            prediction = _sampled(gaussian, targets.tensor(), num_samples, generator, self.temperature)
+        else:
+            prediction = prediction_of(
+                answers,
+                targets.tensor(),
+                temperature=self.temperature,
+                mean_logits=mean,
+                logit_variance=variance,
+                split_unavailable=_NO_SPLIT,
+            )
+        return prediction.with_served(served.tensor())
 
     # ---------------------------------------------------------------- inside
 
@@ -296,6 +332,18 @@ class SNGP(ModelWrapper):
             self.fitted_fingerprint.fill_(self._fingerprint())
         return self
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._factor_before is not None:
+            factor = self.gp.mean_field_factor
+            destination[prefix + _FACTOR_KEY] = torch.tensor(-1.0 if factor is None else factor, dtype=torch.float64)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        factor = taken(state_dict, prefix + _FACTOR_KEY, args)
+        if factor is not None:
+            self.calibrate_factor(factor if factor >= 0 else None)
+
     @staticmethod
     def _refuse_wrapped(model: Any) -> None:
         if not isinstance(model, nn.Module):
@@ -324,7 +372,11 @@ def _factor_what_was_loaded(module: nn.Module, incompatible_keys: Any) -> None:
 
 
 def _sampled(
-    gaussian: GaussianLogits, targets: Tensor | None, num_samples: int, generator: torch.Generator
+    gaussian: GaussianLogits,
+    targets: Tensor | None,
+    num_samples: int,
+    generator: torch.Generator,
+    temperature: float,
 ) -> Prediction:
     """Answers the Prediction of ``num_samples`` draws of each input's logits, a few inputs at a time."""
     gaussian = GaussianLogits(two_class_logits(gaussian.mean), two_class_logits(gaussian.variance))
@@ -335,7 +387,7 @@ def _sampled(
         part = GaussianLogits(gaussian.mean[chosen], gaussian.variance[chosen])
         parts.append(
             Prediction.from_samples(
-                torch.log_softmax(part.sample(num_samples, generator), -1),  # (S, B, C)
+                torch.log_softmax(part.sample(num_samples, generator) / temperature, -1),  # (S, B, C)
                 targets=None if targets is None else targets[chosen],
                 logits=part.mean,
                 logit_variance=part.variance,

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hesitant.checks import as_floating
+from hesitant.methods.batches import logits_of, with_logits
+from hesitant.methods.tempering import Tempered, tempered
 from hesitant.prediction import Prediction
 from hesitant.simplex import exact_log, two_class_logits
 
 
-class ModelWrapper(nn.Module):
+class ModelWrapper(Tempered):
     """A model with a method around it, which can stand wherever the model stood.
 
     ``forward`` keeps the signature of the model's (training libraries read it), and attributes that the wrapper does
@@ -22,11 +25,12 @@ class ModelWrapper(nn.Module):
 
     model: nn.Module
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, temperature: float = 1.0) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
         self.model = model
+        self.temperature = temperature
         bind_forward(self, model)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -40,7 +44,13 @@ class ModelWrapper(nn.Module):
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Answers what ``forward`` answers: in eval mode logits whose softmax is the predictive distribution."""
-        return self.model(*args, **kwargs)
+        return self._tempered(self.model(*args, **kwargs), kwargs)
+
+    def _tempered(self, output: Any, kwargs: dict[str, Any]) -> Any:
+        """Answers what the model answered, its logits divided by the temperature; in training mode as it is."""
+        if self.training or self.temperature == 1:
+            return output
+        return with_logits(output, _divided(logits_of(output), self.temperature), kwargs.get("labels"))
 
     def __getattr__(self, name: str) -> Any:
         """Answers the model's attribute where the wrapper has none of that name."""
@@ -130,19 +140,29 @@ def prediction_of(
     output: Tensor,
     targets: Tensor | None,
     *,
+    temperature: float = 1.0,
     mean_logits: Tensor | None = None,
     logit_variance: Tensor | None = None,
     split_unavailable: str | None = None,
 ) -> Prediction:
-    """Answers the Prediction of a model's output: logits ``(B, C)``, a single logit, or probabilities that sum to 1."""
+    """Answers the Prediction of a model's output: logits ``(B, C)``, a single logit, or probabilities that sum to 1.
+
+    Its ``logits`` are those before the temperature.
+    """
     if is_distribution(output):
+        log_probs = None if temperature == 1 else tempered(log_probs_of(output, True), temperature)
         return Prediction(
-            output,
+            output if log_probs is None else log_probs.exp(),
             targets=targets,
+            log_probs=log_probs,
             logits=mean_logits,
             logit_variance=logit_variance,
             split_unavailable=split_unavailable,
         )
+    if temperature != 1:
+        output = as_floating("logits", output)  # half precision would round once more
+        mean_logits = output if mean_logits is None else mean_logits
+        output = output / temperature
     return Prediction.from_logits(
         output,
         targets=targets,
@@ -172,6 +192,26 @@ def is_distribution(output: Tensor) -> bool:
     if output.ndim != 2 or output.shape[1] < 2 or len(output) == 0:
         return False
     return bool(_sums_to_one(output))
+
+
+def _divided(output: Tensor, temperature: float) -> Tensor:
+    """Answers the logits ``(B, C)`` of a model's output, a single one as two, divided by the temperature.
+
+    Raises:
+        ValueError: The output is none of one row an input.
+    """
+    if output.ndim not in (1, 2):
+        raise ValueError(
+            f"the model answers logits of shape {tuple(output.shape)}, which a temperature of {temperature:g} cannot"
+            " divide: expected (B, C), or (B, 1) or (B,) for a binary model. Set temperature=1.0."
+        )
+    logits = two_class_logits(output) / temperature
+    if torch.compiler.is_compiling():  # which cannot look at numbers
+        if output.ndim == 1 or output.shape[1] == 1:
+            return logits
+        log_probs = tempered(log_probs_of(output, True), temperature)
+        return torch.where(_sums_to_one(output), log_probs.to(logits.dtype), logits)
+    return tempered(log_probs_of(output, True), temperature) if is_distribution(output) else logits
 
 
 def _sums_to_one(output: Tensor) -> Tensor:

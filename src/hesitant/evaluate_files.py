@@ -1,0 +1,102 @@
+"""What `hesitant evaluate` does: a comparison of files of predictions, with its report."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from hesitant.evaluation.comparison import Comparison
+from hesitant.evaluation.prediction_files import load_predictions
+from hesitant.evaluation.recommendation import recommend
+from hesitant.evaluation.scores import Score
+from hesitant.folders import require_folder
+from hesitant.report import report
+from hesitant.report.verdict import Verdict, verdict
+
+__all__ = ["Evaluation", "evaluate_files"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found out, and the files that say it."""
+
+    comparison: Comparison
+    verdict: Verdict
+    files: tuple[Path, ...]
+
+
+def evaluate_files(
+    files: Sequence[Path],
+    out: Path,
+    *,
+    names: Sequence[str] | None = None,
+    max_risk: float = 0.01,
+    delta: float = 0.05,
+    score: str = "confidence",
+    confidence_intervals: bool = False,
+    class_names: Sequence[str] | None = None,
+    inputs: Path | None = None,
+) -> Evaluation:
+    """Compares methods by files of their predictions.
+
+    Writes report.html and comparison.json; and policy.json, of the recommended method, if it can promise anything.
+
+    Args:
+        files: as `load_predictions` reads them, one a method.
+        out: folder to write to; it is made if need be.
+        names: of the methods; by default the names of the files.
+        max_risk: as in `recommend`.
+        delta: as in `recommend`.
+        score: as in `uncertainty`.
+        confidence_intervals: as in `Comparison.from_predictions`.
+        class_names: as in `report`.
+        inputs: an .npy of the inputs, `(N, ...)`, to be shown.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        TypeError: an array has the wrong kind of numbers.
+        ValueError: a file or an option is wrong; the error names it.
+    """
+    names = [path.stem for path in files] if names is None else names
+    if len(names) != len(files) or len(set(names)) != len(names):
+        raise ValueError(
+            f"names are {', '.join(names)} for {len(files)} files: give each method one name of its own, --names a,b"
+        )
+    folder = require_folder(out)
+    loaded = {name: load_predictions(path) for name, path in zip(names, files, strict=True)}
+    sets = list(dict.fromkeys(other for file in loaded.values() for other in file.ood))
+    comparison = Comparison.from_predictions(
+        {name: file.prediction for name, file in loaded.items()},
+        ood={other: {name: file.ood[other] for name, file in loaded.items() if other in file.ood} for other in sets},
+        score=cast(Score, score),
+        costs={name: file.cost for name, file in loaded.items()},
+        confidence_intervals=confidence_intervals,
+        inputs=None if inputs is None else _inputs(inputs, len(next(iter(loaded.values())).prediction)),
+    )
+    recommendation = recommend(comparison, max_risk=max_risk, delta=delta)
+    page = report(comparison, folder / "report.html", class_names=class_names, max_risk=max_risk, delta=delta)
+    figures = folder / "comparison.json"
+    content = {**comparison.to_dict(), "recommendation": recommendation.to_dict()}
+    figures.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    written = [page, figures]
+    policy = recommendation.outcomes[recommendation.method].policy
+    if policy is not None:
+        policy.save(folder / "policy.json")
+        written.append(folder / "policy.json")
+    return Evaluation(comparison, verdict(comparison, recommendation), tuple(written))
+
+
+def _inputs(path: Path, num_inputs: int) -> Any:
+    try:
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"{path} is no .npy of plain numbers ({error}): write one with numpy.save(path, inputs)"
+        ) from (error)
+    if not isinstance(array, np.ndarray) or array.ndim < 2 or len(array) != num_inputs:
+        shape = array.shape if isinstance(array, np.ndarray) else "several arrays"
+        raise ValueError(f"{path} holds {shape}, expected ({num_inputs}, ...): an image or a row for each input")
+    return array

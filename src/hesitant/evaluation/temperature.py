@@ -1,0 +1,197 @@
+"""Calibration after training: a temperature for every method, and with it the mean-field factor of an SNGP."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from hesitant.evaluation.temperature_fit import BOUNDS, Held, Likelihood, fitted, likelihood
+from hesitant.methods import SNGP
+from hesitant.methods.batches import batches
+from hesitant.methods.leaves import leaves
+from hesitant.methods.random_state import random_state_kept
+from hesitant.methods.served import digests, remember
+from hesitant.methods.tempering import Tempered
+from hesitant.methods.wrapper import Gathered, device_of
+from hesitant.training_data import as_dataset
+
+__all__ = ["MEAN_FIELD_FACTORS", "Calibration", "CalibrationWarning", "calibrate"]
+
+MEAN_FIELD_FACTORS: Final = (0.0, *(10 ** (quarter / 4) for quarter in range(-4, 9)))  # 0, .1, .18 ... 100
+
+
+class CalibrationWarning(UserWarning):
+    """The calibration data do not determine the temperature."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` set, and what it changed.
+
+    Attributes:
+        temperature: what divides the logits, in [1/100, 100].
+        mean_field_factor: of the SNGP, or of the SNGPs in an ensemble; None where the method has none, or members keep
+            different ones.
+        nll_before: the negative log-likelihood of the calibration data as the model was, in nats.
+        nll_after: as it is now: on new data it will be a little higher.
+        num_inputs: how many inputs it was fitted to.
+        bounded: whether there was no finite optimum, or none within the bounds.
+    """
+
+    temperature: float
+    mean_field_factor: float | None
+    nll_before: float
+    nll_after: float
+    num_inputs: int
+    bounded: bool
+
+    def __repr__(self) -> str:
+        """The temperature, the factor, and the NLL before and after."""
+        parts = [f"temperature {self.temperature:.4g}{' (not determined by the data)' if self.bounded else ''}"]
+        if self.mean_field_factor is not None:
+            parts.append(f"mean-field factor {self.mean_field_factor:.4g}")
+        parts.append(f"NLL {self.nll_before:.4g} -> {self.nll_after:.4g} on {self.num_inputs:,} inputs")
+        return f"Calibration({', '.join(parts)})"
+
+
+def calibrate(
+    model: Tempered,
+    data: Any,
+    *,
+    mean_field_factors: Sequence[float] = MEAN_FIELD_FACTORS,
+    batch_size: int = 1024,
+    seed: int = 0,
+) -> Calibration:
+    """Sets the temperature of a trained method, and an SNGP's mean-field factor with it, by data of their own.
+
+    The temperature is that of least negative log-likelihood, found to nine digits: of the mean of the tempered dropout
+    passes or members where there are several. It lies in [1/100, 100]. It changes no label of a method with one
+    distribution an input, and belongs to the weights that it was fitted with: `fit` sets it to 1 again, and a state
+    dict carries it.
+
+    An SNGP divides its logits by `T sqrt(1 + factor * variance)`. In-domain data alone hardly tell one factor from
+    another, and by NLL alone the factor falls to 0, or T to its bound, which destroys the distance awareness. So T is
+    fitted for each factor of a ladder, and the *largest* factor is taken whose NLL is worse than the best by no more
+    than one standard error of the difference, input by input (the one-standard-error rule of Breiman et al. 1984): the
+    most cautious one that the data do not speak against. The ladder ends at 100: where `factor * variance` is far above
+    1 only `T sqrt(factor)` counts. With `posterior="monte_carlo"` the same temperature divides
+    the draws. In an ensemble of SNGPs all members get one factor.
+
+    Where each input is classified rightly (by some pass or member) there is no finite optimum: the likelihood rises as
+    long as T falls. Then it warns, and takes the T at which the mean confidence is `(N + 1) / (N + 2)`, what N inputs
+    without an error support (Laplace's rule of succession; less what members disagree by at T = 0), or 1 if that is
+    lower: such data are no reason to soften.
+
+    The inputs are remembered, in memory, so that a prediction of any of them has it marked as `served`.
+
+    Args:
+        model: A trained method; it is changed in place. Its mode, weights, buffers and the global random state are not.
+        data: In-domain inputs with targets, apart from those trained on: a Dataset, a DataLoader, or a tuple of
+            tensors, the targets last, as for `fit`. Above 2**27 logits in all (those of each pass or member counted),
+            every second input is left out, or more: `num_inputs` says how many stayed.
+        mean_field_factors: The ladder, beside the model's own factor; `()` keeps that, and fits the temperature alone.
+        batch_size: Inputs in one forward pass.
+        seed: Of dropout masks.
+
+    Returns:
+        What was set, and the NLL before and after.
+
+    Raises:
+        TypeError: `model` is none of hesitant's methods, or the data are of an unknown type.
+        ValueError: The data are empty, have no targets, targets of one class alone or ones that are no class; a logit
+            is not finite; or a factor is negative or not finite.
+        CovarianceError: The covariance of an SNGP is not fitted, or stale.
+
+    Warns:
+        CalibrationWarning: There is no optimum within the bounds.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", ICML.
+    """
+    if not isinstance(model, Tempered):
+        raise TypeError(f"model is a {type(model).__name__}: expected a method, such as hesitant.Deterministic(model).")
+    for candidate in mean_field_factors:
+        if not 0 <= candidate < math.inf:
+            raise ValueError(f"mean_field_factors holds {candidate!r}: expected finite numbers of at least 0.")
+    held, numbers = _held(model, data, batch_size, seed)
+    before = float(likelihood(held, model.temperature, None).losses.mean())
+    processes = [module for module in model.modules() if isinstance(module, SNGP)]
+    ladder = _ladder(processes, mean_field_factors)
+    factor, temperature, after, bounded = _chosen(held, ladder)
+    model.temperature = temperature
+    if factor is not None:
+        for process in processes:
+            process.calibrate_factor(factor)
+    remember(model, "calibrate", numbers)
+    if bounded:
+        warnings.warn(_reason(temperature, after, held), CalibrationWarning, stacklevel=2)
+    if factor is None:
+        factor = _common(processes)
+    return Calibration(temperature, factor, before, float(after.losses.mean()), held.num_inputs, bounded)
+
+
+def _held(model: Tempered, data: Any, batch_size: int, seed: int) -> tuple[Held, Tensor]:
+    """Answers the leaves of the data, and the digests of its inputs."""
+    held, found = Held(), Gathered()
+    with random_state_kept([device_of(model)]):
+        for position, batch in enumerate(batches(as_dataset(data), batch_size)):
+            found.append(digests(batch).cpu())
+            held.append(leaves(model, batch, batch_size=batch_size, seed=seed, position=position))
+    classes = torch.cat([part.targets for part in held.parts() if part.targets is not None]).unique()
+    if len(classes) == 1:
+        raise ValueError(
+            f"data has targets of one class alone, {int(classes)}: expected inputs of several, as they come in use."
+        )
+    numbers = found.tensor()
+    assert numbers is not None
+    return held, numbers.unique()
+
+
+def _ladder(processes: list[SNGP], factors: Sequence[float]) -> list[float | None]:
+    """Answers the factors to try, in ascending order; None stands for those that the members have."""
+    if not processes or not factors:
+        return [None]
+    own = {process.uncalibrated_factor for process in processes}
+    return [*sorted({*map(float, factors), *(factor for factor in own if factor is not None and factor >= 0)})]
+
+
+def _chosen(held: Held, ladder: list[float | None]) -> tuple[float | None, float, Likelihood, bool]:
+    """Answers the largest factor that the data do not speak against, with its temperature."""
+    rungs: list[tuple[float | None, float, Likelihood, bool]] = []
+    start = 1.0
+    for factor in ladder:
+        temperature, bounded = fitted(held, factor, start, first=not rungs)
+        start = temperature  # the next one's is near
+        rungs.append((factor, temperature, likelihood(held, temperature, factor), bounded))
+    best = min(rungs, key=lambda rung: float(rung[2].losses.mean()))[2].losses
+    allowed = []
+    for rung in rungs:
+        excess = rung[2].losses - best
+        error = float(excess.std(correction=0)) / math.sqrt(len(excess))
+        if float(excess.mean()) <= error:
+            allowed.append(rung)
+    return allowed[-1]
+
+
+def _common(processes: list[SNGP]) -> float | None:
+    factors = {process.gp.mean_field_factor for process in processes}
+    return factors.pop() if len(factors) == 1 else None
+
+
+def _reason(temperature: float, after: Likelihood, held: Held) -> str:
+    if after.separated and not math.isclose(temperature, BOUNDS[1]):
+        several = ", by one member or pass at least" if held.several else ""
+        return (
+            f"each of the {held.num_inputs} calibration inputs is classified rightly{several}: no temperature is the"
+            f" best, for a lower one always fits better. It is set to {temperature:.4g}, no sharper than so many inputs"
+            " without an error support; more data, with errors among them, would determine it."
+        )
+    if any(math.isclose(temperature, bound) for bound in BOUNDS):
+        return (
+            f"the best temperature lies beyond {temperature:g}, the bound that it is set to: look whether the targets"
+            " are those of these inputs, and how large the logits are."
+        )
+    return "the calibration data are fitted alike at every temperature: it is set to 1."

@@ -1,0 +1,74 @@
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from hesitant import Prediction
+from hesitant.plots import (
+    points,
+    reliability_diagram,
+    risk_coverage_curves,
+    scan,
+    score_histogram,
+    surface,
+    uncertainty_surface,
+)
+
+EXTENT = (-1.0, 1.0, -2.0, 2.0)
+PREDICTION = Prediction.from_logits(torch.linspace(-6, 6, 40), targets=torch.arange(40) // 15 % 2)
+ONE_INPUT = PREDICTION[0]
+SCORES = ([0.1, 0.2, 1e-9], [0.9, 0.3])
+LONG = "A name that is as long as the names of methods get"
+
+
+def of_plane(inputs):
+    return Prediction.from_logits(inputs)
+
+
+DRAWINGS = {
+    "surface": lambda ax: surface(np.eye(3), ax, extent=EXTENT, label="u"),
+    "points": lambda ax: points(np.zeros((4, 2)), np.array([0, 0, 1, 1]), ax, ood=np.ones((2, 2))),
+    "scan": lambda ax: scan(np.eye(8), ax),
+    "reliability": lambda ax: reliability_diagram(PREDICTION, ax, title="SNGP"),
+    "reliability-adaptive": lambda ax: reliability_diagram(PREDICTION, ax, adaptive=True),
+    "reliability-one-input": lambda ax: reliability_diagram(ONE_INPUT, ax),
+    "risk-coverage": lambda ax: risk_coverage_curves({"SNGP": PREDICTION, LONG: PREDICTION}, ax, max_risk=0.1),
+    "risk-coverage-one-input": lambda ax: risk_coverage_curves({"SNGP": ONE_INPUT}, ax),
+    "histogram": lambda ax: score_histogram(*SCORES, ax, threshold=0.25),
+    "histogram-log": lambda ax: score_histogram(*SCORES, ax, threshold=0.25, log=True),
+    "model": lambda ax: uncertainty_surface(of_plane, ax, extent=EXTENT, resolution=8),
+}
+every_plot = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
+
+
+@every_plot
+def test_draws_on_the_axes_it_is_given_and_opens_no_other_figure(draw, ax):
+    assert draw(ax) is ax
+    assert ax.figure.axes == [ax]
+    assert plt.get_fignums() == []
+
+
+@every_plot
+def test_makes_its_own_axes_where_none_is_given(draw):
+    assert draw(None).figure is plt.gcf()
+    assert len(plt.get_fignums()) == 1
+
+
+@every_plot
+def test_leaves_the_global_style_alone(draw, ax):
+    before = dict(mpl.rcParams)
+    draw(ax)
+    assert dict(mpl.rcParams) == before
+
+
+@every_plot
+@pytest.mark.parametrize("size", [(6.4, 4.8), (4.0, 3.2)], ids=["usual", "small"])
+def test_everything_stays_within_the_picture(draw, size):
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure.subplots())
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()  # in inches
+    assert 0 <= box.x0 <= box.x1 <= size[0]
+    assert 0 <= box.y0 <= box.y1 <= size[1]

@@ -1,0 +1,133 @@
+import re
+from html.parser import HTMLParser
+
+import matplotlib
+import numpy as np
+import pytest
+from tests.report.comparisons import NASTY, NUM_OOD, compared, of_pictures, of_rows, of_texts
+
+from hesitant.report import report
+
+
+class Elements(HTMLParser):
+    """All elements of a page with their attributes, and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def written(comparison, folder, **options):
+    return report(comparison, folder / "report.html", **options).read_text(encoding="utf-8")
+
+
+def test_the_verdict_comes_first_and_names_the_method(tmp_path):
+    page = written(of_rows(), tmp_path, max_risk=0.05)
+    text = Elements(page).text
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+    assert headings[0].startswith("Use SNGP: it answers ")
+    assert "With 95 % confidence at most 5 % of its answers are wrong" in text
+    assert text.index("Use SNGP") < text.index("All figures") < text.index("The inputs themselves")
+
+
+def test_nothing_is_fetched_and_nothing_runs(tmp_path):
+    page = written(of_pictures(), tmp_path)
+    for tag, attributes in Elements(page).elements:
+        assert tag not in ("script", "iframe", "object", "embed", "form")
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "srcset"):
+            assert attributes.get(name, "data:").startswith(("data:", "#"))
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_names_and_texts_are_escaped(tmp_path):
+    names = [f"{NASTY} {place}" for place in range(3)]
+    page = written(of_texts(), tmp_path, title=NASTY, class_names=names)
+    elements = Elements(page)
+    assert NASTY not in page
+    assert elements.text.count(NASTY) > 10
+    assert "a method & <its> name" in elements.text
+    assert "far & away" in elements.text
+
+
+def test_every_picture_has_words_with_figures(tmp_path):
+    page = written(of_pictures(), tmp_path, max_risk=0.05)
+    alts = [attributes["alt"] for tag, attributes in Elements(page).elements if tag == "img"]
+    assert len(alts) == 1 + 2 + 2 + 12 + 12 + 12
+    assert all(re.search(r"\d", alt) for alt in alts)
+    assert len(set(alts[:5])) == 5
+    assert all(re.fullmatch(r"Input \d+: SNGP says \d, [\d.]+ %(; it is \d)?", alt) for alt in alts[5:])
+
+
+def test_what_cannot_be_promised_is_said_with_what_could_be(tmp_path):
+    text = Elements(written(compared(num_inputs=60), tmp_path)).text
+    assert "No method can promise an error rate of 1 % or less." in text
+    assert "cannot be promised at delta=0.025 from " in text
+    assert "What to go on with" in text
+
+
+def test_a_single_method_is_not_compared(tmp_path):
+    text = Elements(written(compared(signals={"SNGP": 6.0}), tmp_path, max_risk=0.05)).text
+    assert re.search(r"SNGP answers [\d.]+ % of inputs by itself and hands over", text)
+    assert "Why not another" not in text
+    assert "Use SNGP" not in text
+
+
+def test_without_inputs_none_are_shown(tmp_path):
+    assert "The inputs themselves" not in written(compared(), tmp_path)
+    assert "The inputs themselves" not in written(of_rows(), tmp_path, num_shown=0)
+
+
+def test_rows_have_the_names_of_their_features(tmp_path):
+    page = written(of_rows(2), tmp_path, feature_names=("width", "height & more"))
+    assert '<th scope="col">width</th><th scope="col">height &amp; more</th>' in page
+
+
+def test_flat_vectors_become_pictures_where_a_shape_is_given_and_anything_by_show(tmp_path):
+    rows = np.random.default_rng(0).random((1200, 48)).astype(np.float32)
+    flat = compared(rows, rows[:NUM_OOD])
+    assert written(flat, tmp_path, image_shape=(3, 4, 4)).count("data:image/png") == 36
+    assert "the mean is " in written(flat, tmp_path, show=lambda row: f"the mean is {row.mean():.3f}")
+    with pytest.raises(ValueError, match=r"image_shape is \(5, 5\).*shape \(48,\)"):
+        written(flat, tmp_path, image_shape=(5, 5))
+    with pytest.raises(ValueError, match="feature_names has 1 names, an input has 48"):
+        written(flat, tmp_path, feature_names=("one",))
+
+
+def test_the_same_comparison_gives_the_same_page_and_no_style_is_changed(tmp_path):
+    before = dict(matplotlib.rcParams)
+    comparison = of_rows()
+    assert written(comparison, tmp_path) == written(comparison, tmp_path)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_verdict_warns_where_nothing_is_noticed(tmp_path):
+    sure = compared(signals={"one": 60.0, "other": 50.0})
+    text = Elements(written(sure, tmp_path)).text
+    assert "No method here is to be relied on to notice inputs like far & away" not in text  # of random logits: noticed
+    blind = {"far & away": {name: sure.predictions[name][:NUM_OOD] for name in sure.predictions}}
+    unnoticed = type(sure).from_predictions(sure.predictions, ood=blind)
+    assert "No method here is to be relied on to notice inputs like far & away" in written(unnoticed, tmp_path).replace(
+        "&amp;", "&"
+    )
+
+
+def test_mistakes_are_named(tmp_path):
+    comparison = compared()
+    with pytest.raises(ValueError, match="class_names has 2 names, expected 3"):
+        written(comparison, tmp_path, class_names=["a", "b"])
+    with pytest.raises(ValueError, match="num_shown is -1"):
+        written(comparison, tmp_path, num_shown=-1)
+    with pytest.raises(ValueError, match="max_risk is 2"):
+        written(comparison, tmp_path, max_risk=2)
+    with pytest.raises(FileNotFoundError):
+        report(comparison, tmp_path / "nowhere" / "report.html")
