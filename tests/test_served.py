@@ -116,6 +116,17 @@ def test_a_temperature_set_by_hand_belongs_to_no_data() -> None:
     assert served(method.predict(X)).tolist() == [False] * 50 + [True] * 50
 
 
+def test_the_inputs_of_a_factor_are_marked_as_long_as_it_stays() -> None:
+    method = sngp()
+    calibrate(method, FIRST)
+    calibrate(method, Subset(DATA, range(60, 80)), mean_field_factors=())
+    assert served(method.predict(X)).tolist() == [True] * 80 + [False] * 20
+    method.temperature = 1.0
+    assert served(method.predict(X)).tolist() == [True] * 60 + [False] * 40
+    method.forget_calibration()
+    assert method.predict(X).served is None
+
+
 def test_an_ensemble_marks_what_a_member_was_chosen_on() -> None:
     member = Deterministic(mlp(1))
     calibrate(member, FIRST)
@@ -239,6 +250,29 @@ def test_padding_on_the_right_changes_nothing() -> None:
         padded = torch.nn.functional.pad(ids.where(mask, filler), (0, 5), value=filler)
         long_mask = torch.nn.functional.pad(mask.long(), (0, 5))
         assert torch.equal(of(input_ids=padded, attention_mask=long_mask), kept)
+
+
+class Graph(nn.Module):
+    """Takes a table for all inputs beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        return self.linear(x) + 0 * adjacency.sum()
+
+
+def test_a_table_that_comes_with_every_batch_is_no_input() -> None:
+    def given(labels: bool) -> list[dict[str, Tensor]]:
+        parts = [slice(start, start + 20) for start in range(0, 100, 20)]
+        rows = [{"adjacency": torch.eye(7), "x": X[part]} for part in parts]
+        return [{**row, "labels": Y[part]} for row, part in zip(rows, parts, strict=True)] if labels else rows
+
+    method = Deterministic(Graph())
+    calibrate(method, DataLoader(given(True)[:3], batch_size=None))  # type: ignore[arg-type]
+    assert served(method.predict(given(True))).tolist() == [True] * 60 + [False] * 40
+    assert served(method.predict(given(False))).tolist() == [True] * 60 + [False] * 40
 
 
 def test_what_cannot_be_told_by_rows_is_left_out() -> None:

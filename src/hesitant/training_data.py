@@ -18,9 +18,19 @@ from torch.utils.data import (
 
 
 def as_dataset(data: Any) -> Any:
-    """Answers tensors and lists of inputs as a Dataset, and all else as it is."""
+    """Answers tensors and lists of inputs as a Dataset, and all else as it is.
+
+    Raises:
+        TypeError: The data is a tuple of something else.
+    """
     if isinstance(data, (tuple, list)) and len(data) > 1 and all(isinstance(x, Tensor) for x in data):
         return TensorDataset(*data)
+    if isinstance(data, tuple):
+        kinds = ", ".join(type(entry).__name__ for entry in data)
+        raise TypeError(
+            f"data is a tuple of {kinds or 'nothing'}: expected tensors, the targets last. Arrays and lists become"
+            " tensors with torch.as_tensor; inputs that stand for themselves belong in a list or a Dataset."
+        )
     if isinstance(data, (tuple, list)):
         return Subset(data, range(len(data)))  # type: ignore[arg-type]  # of inputs; elsewhere a list is one of batches
     return data

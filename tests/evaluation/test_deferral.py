@@ -202,9 +202,9 @@ def test_inputs_that_served_are_refused(budget):
 
 
 @pytest.mark.parametrize("name", ["max_risk", "delta", "budget"])
-@pytest.mark.parametrize("value", [0, 1, -0.1, math.nan])
+@pytest.mark.parametrize("value", [0, 1e-13, 1, -0.1, math.nan])
 def test_shares_out_of_range_are_named(name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value}, expected a number between 0 and 1"):
+    with pytest.raises(ValueError, match=f"{name} is {value}, expected a number from 1e-12 to below 1"):
         DeferralPolicy.calibrate(logits_prediction(10), **{name: value})
 
 

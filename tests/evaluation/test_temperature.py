@@ -281,10 +281,11 @@ def test_answers_that_are_all_the_same_leave_it_at_1() -> None:
         assert calibrate(method, (torch.zeros(20, 3), torch.arange(20) % 3)).temperature == 1
 
 
-def test_a_probability_of_0_is_the_least_that_is_held() -> None:
+def test_a_target_of_probability_0_is_fitted_as_the_least_that_is_held_and_said() -> None:
     probs = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.25, 0.75]])
-    answer = quiet(Deterministic(nn.Identity()), (probs, torch.tensor([1, 1, 0, 1])))
-    assert math.isfinite(answer.nll_before)
+    with pytest.warns(CalibrationWarning, match="the probability 0 to 1 of the targets"):
+        answer = calibrate(Deterministic(nn.Identity()), (probs, torch.tensor([1, 1, 0, 1])))
+    assert answer.nll_before == answer.nll_after == math.inf
     assert answer.temperature > 10
 
 
@@ -478,6 +479,36 @@ def calibrate_quietly_factor(ensemble: DeepEnsemble) -> float | None:
     return quiet(ensemble, (X, Y)).mean_field_factor
 
 
+class Shell(nn.Module):
+    """A model around a method."""
+
+    def __init__(self, method: nn.Module) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.method(x)
+
+
+WRAPPED: dict[str, Callable[[SNGP], Any]] = {
+    "Deterministic": Deterministic,
+    "MCDropout": lambda process: MCDropout(process, 5),
+    "members of a model": lambda process: DeepEnsemble([Shell(process), Shell(sngp(1))]),
+    "beside one that can": lambda process: DeepEnsemble([sngp(1), Deterministic(process)]),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_factor_of_an_sngp_within_another_method_stays(name: str) -> None:
+    process = sngp()
+    method = WRAPPED[name](process)
+    kept = process.gp.mean_field_factor
+    answer = quiet(method, (X, Y))
+    assert process.gp.mean_field_factor == kept
+    options = {} if name != "MCDropout" else {"seed": derived_seed(0, 0)}
+    assert answer.nll_after == pytest.approx(nll_of(method.predict(X, **options).log_probs, Y), rel=1e-4)
+
+
 def test_members_that_keep_their_own_factors_have_none_in_common() -> None:
     ensemble = DeepEnsemble([sngp(0), sngp(1, mean_field_factor=2.0)])
     assert quiet(ensemble, (X, Y), mean_field_factors=()).mean_field_factor is None
@@ -523,12 +554,15 @@ def test_a_model_that_changes_its_logits_afterwards_has_no_factor_to_fit() -> No
         pytest.param((X, Y + 0.5), "one class index", id="fractions"),
         pytest.param((X, torch.eye(3)[Y]), "one class index", id="one-hot"),
         pytest.param((X * math.nan, Y), "NaN|finite", id="NaN"),
+        pytest.param((X, Y.tolist()), "data is a tuple of Tensor, list: expected tensors", id="list"),
+        pytest.param((X, Y.numpy()), "data is a tuple of Tensor, ndarray: expected tensors", id="array"),
+        pytest.param((X,), "data is a tuple of Tensor: expected tensors, the targets last", id="no targets"),
     ],
 )
 @pytest.mark.parametrize("name", ["Deterministic", "MCDropout"])
 def test_bad_data_is_named(name: str, data: Any, message: str) -> None:
     method = METHODS[name]()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         calibrate(method, data)
     assert method.temperature == 1
 

@@ -21,6 +21,7 @@ __all__ = ["DeferralPolicy"]
 
 _VERSION = 1
 _MAX_RISK, _DELTA = 0.01, 0.05
+_LEAST_SHARE = 1e-12  # a risk that it takes 3e12 inputs to promise
 
 
 @dataclass(frozen=True)
@@ -317,8 +318,8 @@ def _check_unserved(prediction: Prediction) -> None:
 
 def _check_share(name: str, value: float) -> None:
     _check_real(name, value)
-    if not 0 < value < 1:
-        raise ValueError(f"{name} is {value}, expected a number between 0 and 1: 0.01 is one in a hundred")
+    if not _LEAST_SHARE <= value < 1:
+        raise ValueError(f"{name} is {value}, expected a number from {_LEAST_SHARE:g} to below 1: 0.01 is one in 100")
 
 
 def _check_real(name: str, value: float) -> None:

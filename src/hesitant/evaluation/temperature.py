@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hesitant.evaluation.temperature_fit import BOUNDS, Held, Likelihood, fitted, likelihood
-from hesitant.methods import SNGP
+from hesitant.methods import SNGP, DeepEnsemble
 from hesitant.methods.batches import batches
 from hesitant.methods.leaves import leaves
 from hesitant.methods.random_state import random_state_kept
@@ -22,6 +22,13 @@ from hesitant.training_data import as_dataset
 __all__ = ["MEAN_FIELD_FACTORS", "Calibration", "CalibrationWarning", "calibrate"]
 
 MEAN_FIELD_FACTORS: Final = (0.0, *(10 ** (quarter / 4) for quarter in range(-4, 9)))  # 0, .1, .18 ... 100
+
+
+_IMPOSSIBLE = (
+    "the model gives the probability 0 to {} of the targets, which no temperature changes: the NLL is infinite. Such a"
+    " target was fitted as one of a probability that float32 can just not hold. If the model ends in a softmax that"
+    " rounds, let it answer logits."
+)
 
 
 class CalibrationWarning(UserWarning):
@@ -71,7 +78,7 @@ def calibrate(
     The temperature is that of least negative log-likelihood, found to nine digits: of the mean of the tempered dropout
     passes or members where there are several. It lies in [1/100, 100]. It changes no label of a method with one
     distribution an input, and belongs to the weights that it was fitted with: `fit` sets it to 1 again, and a state
-    dict carries it.
+    dict carries it. Nothing notices a training loop of your own: calibrate again after it.
 
     An SNGP divides its logits by `T sqrt(1 + factor * variance)`. In-domain data alone hardly tell one factor from
     another, and by NLL alone the factor falls to 0, or T to its bound, which destroys the distance awareness. So T is
@@ -107,7 +114,7 @@ def calibrate(
         CovarianceError: The covariance of an SNGP is not fitted, or stale.
 
     Warns:
-        CalibrationWarning: There is no optimum within the bounds.
+        CalibrationWarning: There is no optimum within the bounds, or a target has the probability 0.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", ICML.
     """
@@ -117,20 +124,34 @@ def calibrate(
         if not 0 <= candidate < math.inf:
             raise ValueError(f"mean_field_factors holds {candidate!r}: expected finite numbers of at least 0.")
     held, numbers = _held(model, data, batch_size, seed)
-    before = float(likelihood(held, model.temperature, None).losses.mean())
-    processes = [module for module in model.modules() if isinstance(module, SNGP)]
+    before = _nll(held, likelihood(held, model.temperature, None))
+    processes = _processes(model)
     ladder = _ladder(processes, mean_field_factors)
     factor, temperature, after, bounded = _chosen(held, ladder)
     model.temperature = temperature
     if factor is not None:
         for process in processes:
             process.calibrate_factor(factor)
+            remember(process, "factor", numbers)
     remember(model, "calibrate", numbers)
-    if bounded:
+    if held.num_impossible:
+        warnings.warn(_IMPOSSIBLE.format(held.num_impossible), CalibrationWarning, stacklevel=2)
+    elif bounded:
         warnings.warn(_reason(temperature, after, held), CalibrationWarning, stacklevel=2)
     if factor is None:
         factor = _common(processes)
-    return Calibration(temperature, factor, before, float(after.losses.mean()), held.num_inputs, bounded)
+    return Calibration(temperature, factor, before, _nll(held, after), held.num_inputs, bounded)
+
+
+def _processes(method: nn.Module) -> list[SNGP]:
+    """Answers the SNGPs whose factor can be fitted: the method, or its members; within another method it stays."""
+    if isinstance(method, DeepEnsemble):
+        return [process for member in method.members for process in _processes(member)]
+    return [method] if isinstance(method, SNGP) else []
+
+
+def _nll(held: Held, found: Likelihood) -> float:
+    return math.inf if held.num_impossible else float(found.losses.mean())
 
 
 def _held(model: Tempered, data: Any, batch_size: int, seed: int) -> tuple[Held, Tensor]:

@@ -24,6 +24,7 @@ class Held:
 
     Attributes:
         num_inputs: How many inputs are held.
+        num_impossible: How many targets had the probability 0.
     """
 
     def __init__(self, limit: int = _NUMBERS_HELD) -> None:
@@ -31,6 +32,7 @@ class Held:
         self._parts: list[tuple[Tensor, Leaves]] = []
         self._seen = 0
         self._stride = 1
+        self.num_impossible = 0
 
     @property
     def num_inputs(self) -> int:
@@ -50,6 +52,8 @@ class Held:
             raise ValueError("the model answered NaN or Inf: look for the input or weight that made it.")
         num_classes = logits.shape[-1]
         targets = _as_classes(targets, logits.shape[1], num_classes)
+        of_target = logits.gather(-1, targets.to(logits.device).view(1, -1, 1).expand(len(logits), -1, 1))
+        self.num_impossible += int((of_target == -math.inf).all(0).sum())
         # A probability that rounds to 0 has a logarithm all the same.
         leaves = leaves._replace(logits=logits.clamp(min=torch.finfo(logits.dtype).min), targets=targets)
         leaves = leaves._replace(logits=torch.where(logits == -math.inf, _LEAST_LOG, leaves.logits))

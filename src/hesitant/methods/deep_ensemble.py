@@ -205,7 +205,8 @@ class DeepEnsemble(Tempered):
             for batch in group:
                 served.append(batch)
             answers.append(self._answer(group, draws, batch_size, member_options, plain))
-        return Prediction.cat(answers).with_served(served.tensor())
+        prediction = Prediction.cat(answers)
+        return prediction.with_served(served.tensor(len(prediction)))
 
     def predict_samples(
         self, inputs: Any, *, seed: int | None = None, batch_size: int = 1024, **member_options: Any

@@ -44,4 +44,4 @@ class Deterministic(ModelWrapper):
         output = outputs.tensor()
         assert output is not None
         prediction = prediction_of(output, targets.tensor(), temperature=self.temperature, split_unavailable=_NO_SPLIT)
-        return prediction.with_served(served.tensor())
+        return prediction.with_served(served.tensor(len(prediction)))

@@ -140,7 +140,7 @@ class MCDropout(ModelWrapper):
             log_probs=log_probs.tensor(),
             expected_entropy=entropies.tensor(),
             class_std=deviations.tensor(),
-            served=served.tensor(),
+            served=served.tensor(len(mean)),
         )
 
     def predict_samples(

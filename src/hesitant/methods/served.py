@@ -17,7 +17,7 @@ from hesitant.methods.batches import Batch
 from hesitant.methods.tempering import Tempered
 from hesitant.methods.wrapper import Gathered
 
-Reason = Literal["calibrate", "fit"]
+Reason = Literal["calibrate", "factor", "fit"]
 
 _WORDS_AT_ONCE = 2**20
 _MASK_KEY = "attention_mask"
@@ -38,7 +38,7 @@ def digests(batch: Batch) -> Tensor:
     if not named:
         raise TypeError("a batch holds no tensor: expected the inputs along the first axis of one.")
     mask = batch.kwargs.get(_MASK_KEY)
-    length = len(named[0][1])
+    length = _num_inputs(batch, [len(tensor) for _, tensor in named])
     total = torch.zeros(length, dtype=torch.int64, device=named[0][1].device)
     for name, tensor in named:
         if len(tensor) != length:
@@ -85,9 +85,17 @@ class Served:
             numbers = digests(batch)
             self._marks.append(torch.isin(numbers, self._known.to(numbers.device)))
 
-    def tensor(self) -> Tensor | None:
-        """Answers ``(N,)`` booleans, or None if the model remembers no input."""
-        return None if self._known is None else self._marks.tensor()
+    def tensor(self, num_answers: int) -> Tensor | None:
+        """Answers ``(N,)`` booleans; None if the model remembers no input, or it is not known what the inputs are."""
+        marks = None if self._known is None else self._marks.tensor()
+        return marks if marks is not None and len(marks) == num_answers else None
+
+
+def _num_inputs(batch: Batch, lengths: list[int]) -> int:
+    """Answers the length of the targets, or else of the most tensors: others are no inputs, such as a table for all."""
+    if batch.targets is not None and batch.targets.ndim > 0:
+        return len(batch.targets)
+    return max(lengths, key=lambda length: (lengths.count(length), length))
 
 
 def _named(batch: Batch) -> Iterator[tuple[str, Tensor]]:

@@ -150,6 +150,7 @@ class SNGP(ModelWrapper):
         """Sets the temperature to 1 and the mean-field factor to what it was before a calibration."""
         super().forget_calibration()
         self.gp.mean_field_factor, self._factor_before = self.uncalibrated_factor, None
+        self._served = {reason: digests for reason, digests in self._served.items() if reason != "factor"}
 
     def regularization_loss(self) -> Tensor:
         """Answers the L2 penalty on the output weights, to be added to the training loss."""
@@ -270,7 +271,7 @@ class SNGP(ModelWrapper):
                 logit_variance=variance,
                 split_unavailable=_NO_SPLIT,
             )
-        return prediction.with_served(served.tensor())
+        return prediction.with_served(served.tensor(len(prediction)))
 
     # ---------------------------------------------------------------- inside
 
