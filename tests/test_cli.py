@@ -41,7 +41,7 @@ def test_help_names_every_demo_and_every_option():
 def test_help_of_evaluate_tells_the_format_line_by_line():
     lines = [" ".join(line.split()) for line in run("evaluate", "--help").output.splitlines()]
     assert "probs (N, C) probabilities; or instead" in lines
-    assert "targets (N,) the true classes, from 0 on" in lines
+    assert "targets (N,) the true classes, from 0 on; not one-hot" in lines
     assert "ood.NAME.probs ood.NAME.logits ood.NAME.samples" in lines
 
 
@@ -95,8 +95,9 @@ def test_evaluate_takes_names_classes_inputs_and_intervals(two_files, tmp_path):
     assert page.count("data:image/png") >= 12
 
 
-def test_evaluate_writes_no_policy_where_nothing_can_be_promised(tmp_path):
+def test_evaluate_leaves_no_policy_where_nothing_can_be_promised(tmp_path):
     path = predictions(tmp_path / "poor.npz", seed=1, signal=0.5, ood=False)
+    (tmp_path / "policy.json").write_text("of an earlier run", encoding="utf-8")
     result = run("evaluate", path, "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert "poor cannot promise an error rate of 1 % or less" in result.stdout

@@ -47,8 +47,12 @@ Names = Annotated[
 ]
 MaxRisk = Annotated[float, typer.Option(help="Error rate among answered inputs that is to be promised.")]
 Delta = Annotated[float, typer.Option(help="Probability with which the promise may fail.")]
-RankedBy = Annotated[str, typer.Option(help="What inputs are ranked by: confidence, predictive_entropy, ...")]
-Intervals = Annotated[bool, typer.Option("--intervals", help="Give figures with their standard errors, in seconds.")]
+SCORE_HELP = (
+    "What inputs are ranked by: confidence, predictive_entropy, mutual_information, logit_variance, dempster_shafer or "
+    "energy."
+)
+RankedBy = Annotated[str, typer.Option(help=SCORE_HELP)]
+Intervals = Annotated[bool, typer.Option("--intervals", help="Give figures with standard errors; takes seconds.")]
 ClassNames = Annotated[
     str | None, typer.Option(help="Of the classes, separated by commas.", show_default="their numbers")
 ]
@@ -128,7 +132,7 @@ A file is a NumPy .npz of one method, as numpy.savez writes it; no pickle is loa
 probs    (N, C)     probabilities; or instead
 logits   (N, C)     logits, (N,) if binary; or
 samples  (S, N, C)  probabilities of S members
-targets  (N,)       the true classes, from 0 on
+targets  (N,)       the true classes, from 0 on; not one-hot
 
 For each out-of-domain set NAME one of these:
 

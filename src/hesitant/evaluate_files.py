@@ -42,7 +42,8 @@ def evaluate_files(
 ) -> Evaluation:
     """Compares methods by files of their predictions.
 
-    Writes report.html and comparison.json; and policy.json, of the recommended method, if it can promise anything.
+    Writes report.html and comparison.json; and policy.json, of the recommended method, if it can promise anything: else
+    there is none afterwards.
 
     Args:
         files: as `load_predictions` reads them, one a method.
@@ -66,6 +67,7 @@ def evaluate_files(
             f"names are {', '.join(names)} for {len(files)} files: give each method one name of its own, --names a,b"
         )
     folder = require_folder(out)
+    (folder / "policy.json").unlink(missing_ok=True)  # of an earlier run, whose promise is not this one's
     loaded = {name: load_predictions(path) for name, path in zip(names, files, strict=True)}
     sets = list(dict.fromkeys(other for file in loaded.values() for other in file.ood))
     comparison = Comparison.from_predictions(

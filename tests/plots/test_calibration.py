@@ -113,3 +113,9 @@ def test_errors_are_those_of_the_evaluation_and_leave_the_axes_as_they_were(ax, 
     with pytest.raises(ValueError, match="num_bins is 0"):
         reliability_diagram(answers(), ax, num_bins=0)
     assert not ax.has_data()
+
+
+def test_hatching_has_no_face_of_its_own_which_an_svg_would_hide_it_by(ax, answers):
+    reliability_diagram(answers(), ax)
+    assert {bar.get_hatch() for bar in bars(ax, "gap")} == {"////"}
+    assert {bar.get_facecolor()[3] for bar in bars(ax, "gap")} == {0}

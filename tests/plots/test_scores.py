@@ -6,7 +6,7 @@ from hesitant.plots import score_histogram
 
 
 def percentages(ax):
-    return [patch.get_data().values for patch in ax.patches]
+    return [patch.get_data().values for patch in ax.patches if patch.get_label() != "_face"]
 
 
 def legend(ax):
@@ -132,3 +132,9 @@ def test_errors_name_what_is_wrong_and_leave_the_axes_as_they_were(ax, arguments
     with pytest.raises(ValueError, match=message):
         score_histogram(**{"in_domain_scores": [0.1], "ood_scores": [0.9], **arguments}, ax=ax)
     assert not ax.has_data()
+
+
+def test_hatching_has_no_face_of_its_own_which_an_svg_would_hide_it_by(ax):
+    score_histogram(np.zeros(10), np.ones(10), ax)
+    (hatched,) = [patch for patch in ax.patches if patch.get_hatch()]
+    assert hatched.get_facecolor()[3] == 0

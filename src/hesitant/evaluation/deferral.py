@@ -286,7 +286,12 @@ def _refusal(ranked: RankedErrors, max_risk: float, delta: float) -> str:
     inputs, errors = len(ranked), int(ranked.errors[-1])
     without_error = math.ceil(math.log(delta) / math.log1p(-max_risk))
     could = least_promise(ranked, max_risk, delta)
-    promise = "not even a risk below 1 can be promised" if could is None else f"max_risk={could:g} could be"
+    instead = (
+        ". On these inputs not even a risk below 1 can be promised"
+        if could is None
+        else f", or ask for less: on these inputs max_risk={could:g} could be promised (decide before looking at the "
+        "data it is calibrated on)"
+    )
     if inputs < without_error:
         what = (
             f"it takes {without_error} inputs answered without an error, {without_error - inputs} more at least. "
@@ -302,7 +307,7 @@ def _refusal(ranked: RankedErrors, max_risk: float, delta: float) -> str:
         )
     return (
         f"max_risk={max_risk:g} cannot be promised at delta={delta:g} from {inputs} inputs, {errors} of them wrong: "
-        f"{what}, or ask for less: on these inputs {promise} (decide before looking at the data it is calibrated on)"
+        f"{what}{instead}"
     )
 
 

@@ -74,8 +74,9 @@ def _bars(bins: Reliability, ax: Axes) -> None:
     place = {"x": edges[:-1][filled], "width": np.diff(edges)[filled], "align": "edge"}
     pale, face = colors.to_rgba(CLASS_COLORS[0], 0.45), colors.to_rgba(OOD_COLOR, 0.12)
     ax.bar(height=accuracy, facecolor=pale, edgecolor="white", linewidth=0.6, label="accuracy", **place)
-    ax.bar(height=confidence - accuracy, bottom=accuracy, facecolor=face, edgecolor=OOD_COLOR, hatch="////",
-           linewidth=0.8, label="gap", **place)  # fmt: skip
+    gap = {**place, "height": confidence - accuracy, "bottom": accuracy}
+    ax.bar(facecolor=face, label="_face", **gap)  # by itself: as one with the hatching, an SVG would hide that
+    ax.bar(facecolor="none", edgecolor=OOD_COLOR, hatch="////", linewidth=0.8, label="gap", **gap)
     ax.hlines(accuracy, edges[:-1][filled], edges[1:][filled], color=CLASS_COLORS[0], linewidth=2.4, zorder=3)
 
 

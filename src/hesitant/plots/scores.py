@@ -78,6 +78,9 @@ def score_histogram(
         percent = 100.0 * np.histogram(np.clip(values, low, high), edges)[0] / len(values)
         face = colors.to_rgba(color, 0.45 if hatch is None else 0.12)
         share = "" if threshold is None else f": {_percent(float((values >= threshold).mean()))} handed over"
+        if hatch is not None:  # an SVG hides hatching that has a face
+            ax.stairs(percent, edges, fill=True, facecolor=face, label="_face")
+            face = colors.to_rgba(color, 0.0)
         ax.stairs(
             percent, edges, fill=True, facecolor=face, edgecolor=color, hatch=hatch, linewidth=1.2, label=name + share
         )

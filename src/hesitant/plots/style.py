@@ -1,5 +1,6 @@
 """The look of every picture: colours, marks, and figures as papers print them. No global style is touched."""
 
+import textwrap
 from typing import Final
 
 from matplotlib import colors
@@ -19,6 +20,7 @@ PROBABILITY_MAP: Final = colors.LinearSegmentedColormap.from_list(
 INK: Final = "#222222"
 MUTED: Final = "#6B6B6B"
 TITLE_SIZE: Final = 11
+TITLE_WIDTH: Final = 44  # letters, of axes four inches wide
 LEGEND_SIZE: Final = 9
 
 
@@ -54,6 +56,7 @@ def bare(ax: Axes) -> Axes:
 
 def open_frame(ax: Axes, title: str) -> Axes:
     """Titles the axes, and takes away the two sides of their frame that carry no scale."""
-    ax.set_title(title, fontsize=TITLE_SIZE, color=INK)
+    lines = [textwrap.fill(line, TITLE_WIDTH) for line in title.splitlines()]
+    ax.set_title("\n".join(lines), fontsize=TITLE_SIZE, color=INK)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

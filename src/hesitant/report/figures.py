@@ -58,8 +58,10 @@ def reliability_pictures(comparison: Comparison) -> list[Picture]:
     for name, prediction in comparison.predictions.items():
         assert prediction.targets is not None
         sure = prediction.confidence.double().mean().item()
-        hits = prediction.labels.eq(prediction.targets).double()
-        right, noise = hits.mean().item(), 1.96 * hits.std(correction=0).item() / len(hits) ** 0.5
+        right = prediction.labels.eq(prediction.targets).double().mean().item()
+        # Of the accuracy, if the confidences are right: an accuracy of 1 has no noise of its own.
+        variance = (prediction.confidence.double() * (1 - prediction.confidence.double())).mean().item()
+        noise = 1.96 * (variance / len(prediction)) ** 0.5
         if abs(sure - right) <= noise:
             leaning = "on the whole as sure as it should be"
         else:
