@@ -134,7 +134,7 @@ def test_files_that_do_not_belong_together_are_refused(two_files, tmp_path):
     without = predictions(tmp_path / "without.npz", seed=1, signal=5.0, ood=False)
     result = run("evaluate", two_files[0], without, "--out", str(tmp_path))
     assert result.exit_code == 2
-    assert "ood['far away'] has the methods ['sngp']" in " ".join(result.stderr.split())
+    assert "without.npz lacks ood.far away.probs" in " ".join(result.stderr.split())
 
 
 def test_help_waits_for_nothing_heavy():

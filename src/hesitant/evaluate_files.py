@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from hesitant.evaluation.comparison import Comparison
-from hesitant.evaluation.prediction_files import load_predictions
+from hesitant.evaluation.prediction_files import load_predictions, require_same_sets
 from hesitant.evaluation.recommendation import recommend
 from hesitant.evaluation.scores import Score
 from hesitant.folders import require_folder
@@ -69,6 +69,7 @@ def evaluate_files(
     folder = require_folder(out)
     (folder / "policy.json").unlink(missing_ok=True)  # of an earlier run, whose promise is not this one's
     loaded = {name: load_predictions(path) for name, path in zip(names, files, strict=True)}
+    require_same_sets({str(path): loaded[name] for name, path in zip(names, files, strict=True)})
     sets = list(dict.fromkeys(other for file in loaded.values() for other in file.ood))
     comparison = Comparison.from_predictions(
         {name: file.prediction for name, file in loaded.items()},

@@ -203,6 +203,8 @@ def test_mistakes_are_named():
         Comparison.from_predictions({"a": a, "b": b.with_targets((Y + 1) % 3)})
     with pytest.raises(ValueError, match=r"ood\['far'\] has the methods \['a'\]"):
         Comparison.from_predictions({"a": a, "b": b}, ood={"far": {"a": a}})
+    with pytest.raises(ValueError, match=r"ood\['far'\]\['a'\] has 2 classes, the data 3: .* same model"):
+        Comparison.from_predictions({"a": a}, ood={"far": {"a": Prediction(torch.full((9, 2), 0.5))}})
     with pytest.raises(ValueError, match="costs holds 'c'"):
         Comparison.from_predictions({"a": a}, costs={"c": Cost()})
     with pytest.raises(TypeError, match=r"'a'.*is a Tensor, expected a Prediction"):
@@ -217,3 +219,33 @@ def test_mistakes_are_named():
         compare(METHODS, (X, Y), histories={"plane": None})
     with pytest.raises(ValueError, match="has no targets"):
         compare({"plain": METHODS["plain"]}, X)
+
+
+def test_inputs_are_as_many_as_predictions_where_they_have_a_number():
+    a, far = prediction_of(Y, 1, 1.0), {"far": {"a": Prediction.from_logits(random_logits(80, 2))}}
+    fits = Comparison.from_predictions({"a": a}, ood=far, inputs=X, ood_inputs={"far": FAR})
+    assert fits.inputs is X
+    of_no_number = SimpleNamespace(__getitem__=X.__getitem__)
+    assert Comparison.from_predictions({"a": a}, inputs=of_no_number).inputs is of_no_number
+    with pytest.raises(ValueError, match=r"^inputs has 299 inputs, the predictions are of 300"):
+        Comparison.from_predictions({"a": a}, inputs=X[:299])
+    with pytest.raises(ValueError, match=r"ood_inputs\['far'\] has 79 inputs, the predictions are of 80"):
+        Comparison.from_predictions({"a": a}, ood=far, ood_inputs={"far": list(FAR[:79])})
+    with pytest.raises(ValueError, match=r"ood_inputs holds 'near', which is none of .*\['far'\]"):
+        Comparison.from_predictions({"a": a}, ood=far, ood_inputs={"near": FAR})
+
+
+def test_what_is_no_dict_is_refused_with_the_dict_to_pass():
+    a, plain = prediction_of(Y, 1, 1.0), METHODS["plain"]
+    with pytest.raises(TypeError, match=r"predictions is a list, expected a dict by name: pass \{'SNGP': prediction\}"):
+        Comparison.from_predictions([a])
+    with pytest.raises(TypeError, match=r"ood is a Prediction, .* pass \{'far': \{'SNGP': prediction\}\}"):
+        Comparison.from_predictions({"a": a}, ood=a)
+    with pytest.raises(TypeError, match=r"ood\['far'\] is a Prediction, .* pass \{'SNGP': prediction\}"):
+        Comparison.from_predictions({"a": a}, ood={"far": a})
+    with pytest.raises(TypeError, match=r"methods is a Deterministic, .* pass \{'SNGP': model\}"):
+        compare(plain, (X, Y))
+    with pytest.raises(TypeError, match=r"methods is a list, .* pass \{'SNGP': model\}"):
+        compare([plain], (X, Y))
+    with pytest.raises(TypeError, match=r"ood is a Tensor, .* pass \{'far': inputs\}"):
+        compare({"plain": plain}, (X, Y), ood=FAR)

@@ -1,9 +1,11 @@
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 
 from hesitant.evaluation.comparison import Cost
-from hesitant.evaluation.prediction_files import load_predictions, save_predictions
+from hesitant.evaluation.prediction_files import PredictionFile, load_predictions, require_same_sets, save_predictions
 from hesitant.prediction import Prediction
 
 PROBS = np.array([[0.2, 0.8], [0.9, 0.1], [0.5, 0.5]])
@@ -67,11 +69,15 @@ def test_targets_may_be_unsigned_and_big_endian_and_ood_targets_may_be_unknown_c
         ({"samples": PROBS[None], "logits": PROBS, "targets": TARGETS}, ValueError, "logits stands beside samples"),
         ({"probs": PROBS, "targets": TARGETS, "ood.far.probs": PROBS[:, :1]}, ValueError, "ood.far.probs has shape"),
         ({"probs": PROBS, "targets": TARGETS, "parameters": TARGETS}, ValueError, "parameters is .* single number"),
-        ({"probs": PROBS, "targets": np.array([None, 1, 2])}, ValueError, "no .npz of plain arrays"),
+        ({"probs": PROBS, "targets": np.array([None, 1, 2])}, ValueError, "targets is no array of plain numbers"),
+        ({"probs": PROBS, "targets": np.array(["a", "b", "a"])}, TypeError, "targets has dtype <U1, expected numbers"),
+        ({"probs": PROBS.astype(bytes), "targets": TARGETS}, TypeError, r"probs has dtype \|S\d+, expected numbers"),
+        ({"probs": PROBS[:, 1], "targets": TARGETS}, ValueError, r"probs has shape \(3,\), expected \(N, C\)"),
+        ({"probs": PROBS, "targets": TARGETS, "ood.far.probs": PROBS[:, 1]}, ValueError, r"far.probs has shape \(3,\)"),
     ],
     ids=[
         "no targets", "targets alone", "unknown class", "above one", "nan", "floating targets", "unknown name",
-        "two kinds", "ood shape", "cost", "pickle",
+        "two kinds", "ood shape", "cost", "pickle", "string targets", "string probs", "flat probs", "flat ood probs",
     ],
 )  # fmt: skip
 def test_errors_name_the_file_and_the_array(arrays, error, message, tmp_path):
@@ -79,14 +85,42 @@ def test_errors_name_the_file_and_the_array(arrays, error, message, tmp_path):
     with pytest.raises(error, match=message) as raised:
         load_predictions(path)
     assert str(path) in str(raised.value)
+    assert "pickle" not in str(raised.value)
 
 
 def test_what_is_no_npz_is_refused(tmp_path):
     (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(ValueError, match=r"text.npz is no .npz"):
-        load_predictions(tmp_path / "text.npz")
     np.save(tmp_path / "one.npy", PROBS)
-    with pytest.raises(ValueError, match=r"one.npy is no .npz"):
-        load_predictions(tmp_path / "one.npy")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    for name in ("text.npz", "one.npy", "empty.npz"):
+        with pytest.raises(ValueError, match=rf"{name} is no .npz") as raised:
+            load_predictions(tmp_path / name)
+        assert "pickle" not in str(raised.value)
+    with pytest.raises(FileNotFoundError, match=r"nowhere.npz"):
+        load_predictions(tmp_path / "nowhere.npz")
+    with zipfile.ZipFile(tmp_path / "notes.npz", "w") as archive:
+        archive.writestr("notes.txt", "no array")
+    with pytest.raises(ValueError, match=r"notes.npz: notes.txt is no array of plain numbers"):
+        load_predictions(tmp_path / "notes.npz")
+    whole = written(tmp_path, probs=PROBS, targets=TARGETS).read_bytes()
+    (tmp_path / "damaged.npz").write_bytes(whole.replace(PROBS.tobytes(), PROBS[::-1].tobytes()))
+    with pytest.raises(ValueError, match=r"damaged.npz is damaged"):
+        load_predictions(tmp_path / "damaged.npz")
     with pytest.raises(ValueError, match=r"ends in .npz"):
         save_predictions(tmp_path / "a.csv", Prediction(PROBS))
+
+
+def test_boolean_targets_are_the_classes_0_and_1(tmp_path):
+    file = load_predictions(written(tmp_path, probs=PROBS, targets=TARGETS == 1))
+    assert file.prediction.targets.tolist() == TARGETS.tolist()
+
+
+def test_a_file_without_a_set_that_another_has_is_named_with_the_arrays_it_lacks():
+    one = PredictionFile(Prediction(PROBS), {"far": Prediction(PROBS), "near": Prediction(PROBS)})
+    other = PredictionFile(Prediction(PROBS), {"far": Prediction(PROBS)})
+    require_same_sets({"a.npz": one, "b.npz": one})
+    require_same_sets({"a.npz": PredictionFile(Prediction(PROBS))})
+    with pytest.raises(ValueError, match=r"^b.npz lacks ood.near.probs, which a.npz has: "):
+        require_same_sets({"a.npz": one, "b.npz": other})
+    with pytest.raises(ValueError, match=r"^b.npz lacks ood.near.probs, which c.npz has: "):
+        require_same_sets({"b.npz": other, "c.npz": one})

@@ -40,6 +40,8 @@ window.addEventListener('load', () => setTimeout(() => {
       .filter(element => element.scrollWidth > element.clientWidth + 1)
       .filter(element => getComputedStyle(element).overflowX !== 'visible')
       .map(name),
+    widestName: Math.max(0, ...all('tbody th').map(heading => heading.getBoundingClientRect().width)),
+    highestHead: Math.max(0, ...all('thead').map(head => head.getBoundingClientRect().height)),
     headings: all('h1, h2, h3, h4, h5, h6').map(heading => Number(heading.tagName[1])),
     unlabelled: all('table').filter(table => !table.caption || !table.querySelector('thead th[scope=col]')
       || !table.querySelector('tbody th[scope=row]')).map(name),

@@ -22,9 +22,9 @@ EXPECTED = np.rint(255 * RAMP)
     "value",
     [
         RAMP, torch.tensor(RAMP), RAMP[None], RAMP[..., None], EXPECTED.astype(np.uint8), EXPECTED.astype(np.int64),
-        7 * RAMP - 3, Image.fromarray(EXPECTED.astype(np.uint8)),
+        7 * RAMP - 3, torch.tensor(RAMP).bfloat16(), Image.fromarray(EXPECTED.astype(np.uint8)),
     ],
-    ids=["(H, W)", "tensor", "(1, H, W)", "(H, W, 1)", "uint8", "int64", "normalised", "Pillow"],
+    ids=["(H, W)", "tensor", "(1, H, W)", "(H, W, 1)", "uint8", "int64", "normalised", "bfloat16", "Pillow"],
 )  # fmt: skip
 def test_grey_pictures_of_any_range(value):
     np.testing.assert_allclose(pixels(appearance(value)), EXPECTED, atol=1)

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 from tests.report.browser import console, look_into, printed
-from tests.report.comparisons import NASTY, NUM_CLASSES, of_pictures, of_rows, of_texts
+from tests.report.comparisons import NASTY, NUM_CLASSES, NUM_INPUTS, compared, of_pictures, of_rows, of_texts
 
 from hesitant.report import report
 
@@ -37,6 +37,19 @@ def test_nothing_on_the_page_is_broken(kind, tmp_path):
         assert found["requested"] == []
         assert found["faint"] == []
         assert found["language"] == "en"
+
+
+def test_long_texts_and_names_keep_to_their_place(tmp_path):
+    words = "the method of this group as it was trained last"
+    signals = {f"{words} {place}": 3.5 for place in range(2)} | {words.replace(" ", "_") * 2: 3.0}
+    unbroken = ["longwordwithoutanyspace" * 30] * NUM_INPUTS
+    page = report(compared(unbroken, signals=signals), tmp_path / "report.html", max_risk=0.05)
+    for found in look_into(page, tmp_path, widths=WIDTHS):
+        assert found["scrollWidth"] == found["width"]
+        assert found["over"] == found["cut"] == []
+        assert found["widestName"] <= min(20 * 16, 0.36 * found["width"])
+        if found["width"] == max(WIDTHS):
+            assert found["highestHead"] < 150  # pixels: a few lines, not one for each word
 
 
 def test_in_the_dark_all_text_can_be_read(page, tmp_path):

@@ -1,4 +1,5 @@
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import matplotlib
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from tests.report.comparisons import NASTY, NUM_OOD, compared, of_pictures, of_rows, of_texts
 
+from hesitant.evaluation.comparison_text import cell
 from hesitant.report import report
 
 
@@ -90,6 +92,35 @@ def test_without_inputs_none_are_shown(tmp_path):
 def test_rows_have_the_names_of_their_features(tmp_path):
     page = written(of_rows(2), tmp_path, feature_names=("width", "height & more"))
     assert '<th scope="col">width</th><th scope="col">height &amp; more</th>' in page
+
+
+def headings_of(page, section):
+    body = re.search(rf'aria-labelledby="{section}-heading".*?</section>', page, re.DOTALL)[0]
+    table = re.search(r"<table.*?</table>", body, re.DOTALL)[0]
+    columns, rows = (re.findall(rf'<th scope="{scope}"[^>]*>(.*?)</th>', unescape(table)) for scope in ("col", "row"))
+    return table, columns, rows
+
+
+def test_what_the_method_says_of_a_row_stands_before_its_features(tmp_path):
+    table, columns, _ = headings_of(written(of_rows(2), tmp_path, max_risk=0.05), "inputs")
+    assert columns == ["input", "says", "confidence", "is", "policy", "x0", "x1"]
+    first = re.findall(r"<td[^>]*>(.*?)</td>", table.split("</tr>")[1])
+    assert re.fullmatch(r"[012]; [\d.]+ %; [012]; (answers|hands over); -?[\d.]+; -?[\d.]+", "; ".join(first))
+
+
+@pytest.mark.parametrize("num_methods", [6, 7])
+def test_more_than_six_methods_are_the_rows_of_the_table(num_methods, tmp_path):
+    comparison = compared(signals={f"method {place}": 2 + 0.5 * place for place in range(num_methods)})
+    table, columns, rows = headings_of(written(comparison, tmp_path, max_risk=0.05), "figures")
+    methods, figures = list(comparison.predictions), [column.heading for column in comparison.columns]
+    assert (columns[1:], rows) == ((figures, methods) if num_methods > 6 else (methods, figures))
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", table)
+    expected = [
+        [cell(column, name, comparison.figures, comparison.estimates) + "*" * (name in best) for name in methods]
+        for column, best in ((column, comparison.best.get(column.key, ())) for column in comparison.columns)
+    ]
+    assert cells == (np.transpose(expected) if num_methods > 6 else np.array(expected)).ravel().tolist()
+    assert any(text.endswith("*") for text in cells)
 
 
 def test_flat_vectors_become_pictures_where_a_shape_is_given_and_anything_by_show(tmp_path):

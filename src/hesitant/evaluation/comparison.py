@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
@@ -94,15 +94,23 @@ class Comparison:
             generator: draws inputs again for standard errors; None is one seeded with 0.
 
         Raises:
-            TypeError: a prediction is none.
+            TypeError: a prediction is none, or `predictions` or `ood` is no dict.
             UnavailableError: a method does not have `score`; the error says which.
-            ValueError: there is no method, targets are missing or differ between methods, or an out-of-domain set lacks
-                a method.
+            ValueError: there is no method, targets are missing or differ between methods, an out-of-domain set lacks a
+                method or has other classes, or there are not as many inputs as predictions.
         """
         ood = {} if ood is None else ood
         generator = torch.Generator().manual_seed(0) if generator is None else generator
+        _require_dict("predictions", predictions, "{'SNGP': prediction}")
+        _require_dict("ood", ood, "{'far': {'SNGP': prediction}}")
         predictions = _alike(predictions, "data")
-        ood = {name: _alike(of_methods, name, methods=list(predictions)) for name, of_methods in ood.items()}
+        names, num_classes = list(predictions), next(iter(predictions.values())).probs.shape[1]
+        ood = {other: _alike(of_methods, other, names, num_classes) for other, of_methods in ood.items()}
+        _require_inputs("inputs", inputs, predictions)
+        for other, given in ({} if ood_inputs is None else ood_inputs).items():
+            if other not in ood:
+                raise ValueError(f"ood_inputs holds {other!r}, which is none of the out-of-domain sets: {list(ood)}")
+            _require_inputs(f"ood_inputs[{other!r}]", given, ood[other])
         for name, prediction in predictions.items():
             _require_score(name, prediction, score)
         measured = measures(ood, score)
@@ -224,12 +232,16 @@ def compare(
         announce: is told the name of each method before it predicts.
 
     Raises:
-        TypeError: a method has no `predict`, or it answers no Prediction; the data are of an unknown type.
+        TypeError: a method has no `predict`, or it answers no Prediction; the data are of an unknown type; `methods` or
+            `ood` is no dict.
         UnavailableError: a method does not have `score`.
         ValueError: there is no method, the data are empty or have no targets, or a name belongs to no method.
     """
     options = {} if predict_options is None else predict_options
     trained = {} if histories is None else histories
+    _require_dict("methods", methods, "{'SNGP': model}")
+    if ood is not None:
+        _require_dict("ood", ood, "{'far': inputs}")
     _require_methods("predict_options", options, methods)
     _require_methods("histories", trained, methods)
     for name, method in methods.items():
@@ -288,9 +300,17 @@ def _milliseconds(predict: Callable[[Any], Prediction], inputs: EvaluationData) 
 
 
 def _alike(
-    predictions: Mapping[str, Prediction], of: str, methods: Sequence[str] | None = None
+    predictions: Mapping[str, Prediction],
+    of: str,
+    methods: Sequence[str] | None = None,
+    num_classes: int | None = None,
 ) -> dict[str, Prediction]:
-    """The predictions on the CPU, of as many inputs and classes each, and, of data, with the same targets."""
+    """The predictions on the CPU, of as many inputs and classes each, and, of data, with the same targets.
+
+    `methods` and `num_classes` are those of the data, where the predictions are of an out-of-domain set.
+    """
+    if methods is not None:
+        _require_dict(f"ood[{of!r}]", predictions, "{'SNGP': prediction}")
     if methods is not None and set(predictions) != set(methods):
         raise ValueError(
             f"ood[{of!r}] has the methods {list(predictions)}, expected those of the data: {list(methods)}"
@@ -306,6 +326,11 @@ def _alike(
             raise TypeError(f"{where} is a {type(prediction).__name__}, expected a Prediction: Prediction(probs, ...)")
         if len(prediction) == 0:
             raise ValueError(f"{where} has 0 inputs, expected at least 1: look at the data it comes from")
+        if num_classes is not None and prediction.probs.shape[1] != num_classes:
+            raise ValueError(
+                f"{where} has {prediction.probs.shape[1]} classes, the data {num_classes}: predict both with the same "
+                "model"
+            )
         if prediction.probs.shape != first.probs.shape:
             raise ValueError(
                 f"{where} has shape {tuple(prediction.probs.shape)}, that of {names[0]!r} {tuple(first.probs.shape)}: "
@@ -322,6 +347,20 @@ def _alike(
                 "same inputs in the same order"
             )
     return {name: predictions[name].to("cpu") for name in names}
+
+
+def _require_dict(argument: str, given: Any, example: str) -> None:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{argument} is a {type(given).__name__}, expected a dict by name: pass {example}")
+
+
+def _require_inputs(argument: str, inputs: Any, predictions: Mapping[str, Prediction]) -> None:
+    """As many inputs as predictions, where the inputs know their number."""
+    expected = len(next(iter(predictions.values())))
+    if isinstance(inputs, Sized) and len(inputs) != expected:
+        raise ValueError(
+            f"{argument} has {len(inputs)} inputs, the predictions are of {expected}: pass what was predicted"
+        )
 
 
 def _require_score(name: str, prediction: Prediction, score: Score) -> None:

@@ -1,6 +1,7 @@
 """Predictions as files, so that models of any framework can be compared: NumPy's `.npz`, without pickle."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hesitant.evaluation.comparison_columns import Cost
 from hesitant.prediction import Prediction, UnavailableError
 
-__all__ = ["PredictionFile", "load_predictions", "save_predictions"]
+__all__ = ["PredictionFile", "load_predictions", "require_same_sets", "save_predictions"]
 
 _KINDS: Final = ("probs", "logits", "samples")
 # What else a Prediction may hold, so that what save_predictions writes comes back whole.
@@ -69,25 +71,16 @@ def load_predictions(path: str | Path) -> PredictionFile:
     """Reads a method's predictions from a `.npz`, as `numpy.savez` writes it. No pickle is loaded.
 
     The arrays in it: `probs` `(N, C)`, or in its place `logits` `(N, C)`, `(N,)` for a binary model, or `samples`
-    `(S, N, C)`, the probabilities of S members or passes; `targets` `(N,)`, integers from 0 on; for each out-of-domain
-    set one of `ood.NAME.probs`, `ood.NAME.logits` and `ood.NAME.samples`; and, where they are known, the single numbers
-    `milliseconds` (an input), `parameters` and `training_seconds`.
+    `(S, N, C)`, the probabilities of S members or passes; `targets` `(N,)`, integers from 0 on, or booleans; for each
+    out-of-domain set one of `ood.NAME.probs`, `ood.NAME.logits` and `ood.NAME.samples`; and, where they are known, the
+    single numbers `milliseconds` (an input), `parameters` and `training_seconds`.
 
     Raises:
         OSError: the file cannot be read.
         TypeError: an array has the wrong kind of numbers.
         ValueError: it is no `.npz`, an array is missing or unknown, or does not fit; the error names file and array.
     """
-    try:
-        opened = np.load(path, allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
-        with opened as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is no .npz of plain arrays ({error}): write one with numpy.savez(path, probs=...)"
-        ) from (error)
+    arrays = _read(path)
     groups: dict[str, dict[str, Any]] = {"": {}}
     costs: dict[str, Any] = {}
     for key, array in arrays.items():
@@ -106,6 +99,57 @@ def load_predictions(path: str | Path) -> PredictionFile:
         {of.removeprefix(_OOD): _prediction(path, f"{of}.", group) for of, group in groups.items()},
         Cost(**costs),
     )
+
+
+def require_same_sets(files: Mapping[str, PredictionFile]) -> None:
+    """Checks that every file has all out-of-domain sets that another one has.
+
+    Args:
+        files: what each file holds, by its path.
+
+    Raises:
+        ValueError: a file lacks arrays; the error says which, and which file has them.
+    """
+    first_with = {name: path for path, file in reversed(list(files.items())) for name in file.ood}
+    for path, file in files.items():
+        lacking = [name for name in first_with if name not in file.ood]
+        if lacking:
+            arrays = ", ".join(f"{_OOD}{name}.probs" for name in lacking)
+            raise ValueError(
+                f"{path} lacks {arrays}, which {first_with[lacking[0]]} has: let all methods predict the same "
+                "out-of-domain inputs, or leave the set out of all files"
+            )
+
+
+def _read(path: str | Path) -> dict[str, NDArray[Any]]:
+    """All arrays of the file. What NumPy says of a bad one is left out: it advises to allow pickle."""
+    write = "write it with numpy.savez(path, probs=..., targets=...)"
+    with Path(path).open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path} is no .npz of plain arrays, expected a zip of them: {write}")
+    arrays = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for name in archive.files:
+                arrays[name] = _numbers(path, name, archive)
+    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged, expected an .npz of plain arrays: {write}") from error
+    return arrays
+
+
+def _numbers(path: str | Path, name: str, archive: Any) -> NDArray[Any]:
+    try:
+        array = archive[name]
+    except ValueError:
+        array = None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(
+            f"{path}: {name} is no array of plain numbers, but of Python objects, or damaged: give it a dtype of "
+            "numbers before numpy.savez"
+        ) from None
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"{path}: {name} has dtype {array.dtype}, expected numbers: number classes from 0 on")
+    return array
 
 
 def _arrays(prediction: Prediction) -> dict[str, Any]:
@@ -129,6 +173,8 @@ def _prediction(path: str | Path, prefix: str, group: dict[str, Any]) -> Predict
         if not prefix and "targets" not in tensors:
             raise ValueError("targets is missing, expected (N,) integers, the true classes")
         targets = None if prefix else tensors.pop("targets")
+        if targets is not None and targets.dtype == torch.bool:
+            targets = targets.long()
         tensors.pop("targets", None)  # out-of-domain inputs may be of classes that no model knows
         served = tensors.pop("served", None)
         return _of_kind(tensors, targets).with_served(served)
@@ -138,6 +184,12 @@ def _prediction(path: str | Path, prefix: str, group: dict[str, Any]) -> Predict
 
 def _of_kind(tensors: dict[str, Tensor], targets: Tensor | None) -> Prediction:
     if "probs" in tensors:
+        shape = tuple(tensors["probs"].shape)
+        if len(shape) != 2:
+            raise ValueError(
+                f"probs has shape {shape}, expected (N, C): give every class a column, for a binary model "
+                "numpy.stack([1 - p, p], axis=1)"
+            )
         _require_only(tensors, ("probs", *_PARTS))
         return Prediction(tensors.pop("probs"), targets=targets, **dict[str, Any](tensors))
     if "samples" in tensors:

@@ -146,6 +146,9 @@ def recommend(
     worth: dict[str, list[Tensor]] = {}
     for name, prediction in comparison.predictions.items():
         ood = {other: of_methods[name] for other, of_methods in comparison.ood.items()}
+        if len(calibration) == 0:
+            outcomes[name] = Outcome(None, "half of one input is none to choose a threshold on", len(check))
+            continue
         try:
             policy = _guarded_policy(
                 prediction[calibration],

@@ -85,8 +85,7 @@ def risk_coverage_curves(
         ylabel="risk: error rate among these",
     )
     # Curves rise to the right; what matplotlib calls best lies on a flat one, whose ends alone it looks at.
-    place = "upper left" if top > 0 else "center left"
-    ax.legend(fontsize=LEGEND_SIZE, loc=place, framealpha=0.9, labelspacing=0.3)
+    ax.legend(fontsize=LEGEND_SIZE, loc="upper left" if top > 0 else "center left", framealpha=0.9, labelspacing=0.3)
     return open_frame(ax, title)
 
 

@@ -53,7 +53,8 @@ def verdict(comparison: Comparison, recommendation: Recommendation) -> Verdict:
             headline=f"{subject} promise an error rate of {most} or less.",
             promise=f"With {recommendation.num_calibration:,} inputs to choose a threshold on, and {sure} confidence, "
             + ("this is what the search says: " if alone else f"this is what the search says of {name}: ")
-            + _sentence(outcome.refusal),
+            + _sentence(outcome.refusal)
+            + _shares(recommendation),
             key_figures=(),
             reasons=() if alone else (_fewest_errors(comparison, recommendation),),
         )
@@ -157,6 +158,17 @@ def _fewest_errors(comparison: Comparison, recommendation: Recommendation) -> st
     if recommendation.equals:
         return f"By their ranking of the inputs {listed([name, *recommendation.equals])} cannot be told apart."
     return f"{name} makes the fewest errors at equal coverage (lowest AURC): the one to go on with."
+
+
+def _shares(recommendation: Recommendation) -> str:
+    """Why the refusal speaks of another delta and of fewer inputs."""
+    parts = []
+    if len(recommendation.outcomes) > 1:
+        parts.append(f"delta={recommendation.delta:g} is shared out among the methods")
+    if recommendation.guard > 0:
+        parts.append(f"the {limit(recommendation.guard)} least certain inputs are set aside")
+    text = ", and ".join(parts)
+    return f" ({text[0].upper()}{text[1:]}.)" if parts else ""
 
 
 def _sentence(text: str) -> str:
