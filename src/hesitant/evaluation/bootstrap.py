@@ -17,6 +17,7 @@ from hesitant.evaluation.calibration import (
     error_in_equal_widths,
 )
 from hesitant.evaluation.classification import accuracy, brier, hits, log_losses, mean, nll, squared_errors
+from hesitant.evaluation.decimals import decimals
 from hesitant.evaluation.detection import (
     aupr,
     aupr_of_ranks,
@@ -54,8 +55,8 @@ class Estimate:
 
     def __str__(self) -> str:
         """`.958 ± .004`; up to 6 decimals where a standard error would else read as 0."""
-        decimals = next((places for places in range(3, 7) if self.standard_error >= 0.5 * 10**-places), 3)
-        return f"{_short(self.value, decimals)} ± {_short(self.standard_error, decimals)}"
+        places = next((places for places in range(3, 7) if self.standard_error >= 0.5 * 10**-places), 3)
+        return f"{decimals(self.value, places)} ± {decimals(self.standard_error, places)}"
 
 
 def bootstrap(
@@ -181,9 +182,3 @@ _REDUCED: dict[Callable[..., float], Callable[..., _Sample]] = {
     aupr: _detecting(aupr_of_ranks),
     fpr95: _detecting(fpr95_of_ranks),
 }
-
-
-def _short(number: float, decimals: int) -> str:
-    """As papers print it: without the zero before the point."""
-    text = f"{number:.{decimals}f}"
-    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text

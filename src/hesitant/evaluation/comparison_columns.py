@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hesitant.evaluation.calibration import confidences_and_hits, ece, error_in_equal_widths
 from hesitant.evaluation.classification import accuracy, hits, log_losses, mean, nll
+from hesitant.evaluation.decimals import decimals
 from hesitant.evaluation.detection import auroc, auroc_of_ranks, ranks_of
 from hesitant.evaluation.scores import Score, uncertainty
 from hesitant.evaluation.selective import area, aurc, by_rank, ranked_errors
@@ -143,7 +144,4 @@ def figure_text(value: float | int | None, column: Column) -> str:
         return "-"
     if column.digits == 0:
         return f"{value:,.0f}"
-    text = f"{value:,.{column.digits}f}"
-    if value != 0 and float(text.replace(",", "")) == 0:
-        return f"{value:.0e}"
-    return text.removeprefix("0") if text.startswith("0.") else text
+    return f"{value:.0e}" if value != 0 and round(value, column.digits) == 0 else decimals(value, column.digits)

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from hesitant.methods.batches import Batch, batches, logits_of, map_tensors, with_logits
 from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.mc_dropout import MCDropout
+from hesitant.methods.own_weights import require_own_weights
 from hesitant.methods.plain_members import PlainMembers, require_same_shapes
 from hesitant.methods.random_state import derived_seed, random_state_kept, seed_all
 from hesitant.methods.served import Served
@@ -22,7 +22,6 @@ from hesitant.methods.sngp import SNGP
 from hesitant.methods.tempering import Tempered, at_temperature, tempered
 from hesitant.methods.wrapper import Gathered, ModelWrapper, bind_forward, device_of, log_probs_of
 from hesitant.mixture import Mixture
-from hesitant.nn import RandomFeatureGaussianProcess
 from hesitant.prediction import Prediction
 
 _BATCHES_AT_ONCE = 16  # what every member is asked about before the next batches are read
@@ -113,15 +112,7 @@ class DeepEnsemble(Tempered):
                 seed_all(derived_seed(int(seed), position), devices)
                 members.append(build())
         ensemble = cls(members)
-        for position, member in enumerate(members):
-            lazy = next((name for name, weight in member.named_parameters() if is_lazy(weight)), None)
-            if lazy is not None:
-                raise ValueError(
-                    f"the builder left {lazy!r} without values until the first input, whose initialisation no seed"
-                    " would govern: give each layer its sizes, or run the model once before the builder returns it."
-                )
-            for earlier in range(position):
-                _require_own_weights(members[earlier], member, earlier, position)
+        require_own_weights(members)
         return ensemble
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -385,28 +376,3 @@ def _as_mixture(prediction: Prediction) -> Mixture:
     return Mixture(
         1, prediction.probs, prediction.log_probs, prediction.predictive_entropy, torch.zeros_like(prediction.probs)
     )
-
-
-def _require_own_weights(first: nn.Module, member: nn.Module, earlier: int, position: int) -> None:
-    for a, b in zip(_random_features(first), _random_features(member), strict=False):
-        if _same(a, b):
-            raise ValueError(
-                f"the builder gave members {earlier} and {position} the same random features: leave SNGP's generator"
-                " out, so that they are drawn from the global generators, which are seeded for each member."
-            )
-    pairs = list(zip(first.parameters(), member.parameters(), strict=False))
-    trained = [(a, b) for a, b in pairs if a.requires_grad]
-    if trained and all(_same(a, b) for a, b in trained):
-        raise ValueError(
-            f"the builder gave members {earlier} and {position} the same weights: expected it to draw them from the"
-            " global generators, which are seeded for each member, without a seed or a generator of its own."
-        )
-
-
-def _random_features(model: nn.Module) -> list[Tensor]:
-    layers = [module for module in model.modules() if isinstance(module, RandomFeatureGaussianProcess)]
-    return [layer.random_weight for layer in layers if layer.random_weight is not None]
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.to(b.device), b)

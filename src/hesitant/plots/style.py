@@ -7,6 +7,8 @@ from matplotlib import colors
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from hesitant.evaluation.decimals import decimals
+
 # The palette of Okabe and Ito, which colour-blind readers tell apart; each colour goes with a shape of its own.
 CLASS_COLORS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#222222")
 CLASS_MARKERS: Final = ("o", "^", "s", "D", "v", "P", "*")
@@ -34,7 +36,7 @@ def short(value: float, digits: int = 2) -> str:
         return f"< {short(10.0**-digits, digits)}"
     if float(text) == 1.0 and value < 1.0:
         return f"> {short(1.0 - 10.0**-digits, digits)}"
-    return text.removeprefix("0") if text.startswith("0.") else text
+    return decimals(value, digits)
 
 
 def given_or_new(ax: Axes | None) -> Axes:
