@@ -18,7 +18,6 @@ from hesitant.member_stack import CannotStackError, MemberStack, member_losses, 
 from hesitant.methods import SNGP
 from hesitant.methods.batches import Batch, as_batch
 from hesitant.methods.member_masks import Drawing, MemberMasks, drawing_from
-from hesitant.methods.tempering import forget_calibrations
 from hesitant.stacking_rules import probed
 from hesitant.training_data import Order, as_dataset, member_loader, tensors_of
 from hesitant.training_run import (
@@ -59,7 +58,6 @@ class MembersTogether:
         settings = self.settings
         for member in self.members:
             member.to(self.device).train()
-            forget_calibrations(member)
         firsts = []
         for seed in self.seeds:
             with seeded(seed, self.device):
