@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hesitant.ensemble_history import EnsembleHistory, merged
+from hesitant.inputs import member_loader
 from hesitant.member_stack import CannotStackError
 from hesitant.members_together import MembersTogether, checkpoint_of, first_batch
 from hesitant.methods import DeepEnsemble
@@ -17,8 +18,7 @@ from hesitant.methods.member_masks import MemberDropout
 from hesitant.methods.random_state import derived_seed
 from hesitant.methods.tempering import forget_calibrations
 from hesitant.stacking_rules import probed, why_one_by_one
-from hesitant.training_data import member_loader
-from hesitant.training_run import History, Settings, accelerating, remember_validation, seeded, train
+from hesitant.training_run import History, Settings, accelerating, seeded, train
 
 __all__ = ["EnsembleHistory", "train_ensemble"]
 
@@ -34,8 +34,8 @@ def train_ensemble(ensemble: DeepEnsemble, data: Any, settings: Settings) -> Ens
         ValueError: As for one model; the message names the member.
     """
     forget_calibrations(ensemble)
-    history = _train_members(ensemble, data, settings)
-    remember_validation(ensemble, settings)
+    history = _train_members(ensemble, data, replace(settings, outputs=ensemble.outputs))
+    ensemble.eval()
     return history
 
 

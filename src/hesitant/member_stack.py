@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from hesitant.inputs import Batch, Order, Rows, map_tensors, tensors_of
 from hesitant.methods import SNGP, Deterministic, MCDropout
 from hesitant.methods.alike import plain_attributes
-from hesitant.methods.batches import Batch, as_batch, logits_of, map_tensors, tensors_of
 from hesitant.methods.member_masks import Drawing, MemberMasks, drawing_from
+from hesitant.methods.outputs import logits_of
 from hesitant.nn.laplace import LaplaceCovariance
-from hesitant.training_data import Order
-from hesitant.training_run import Settings, cross_entropy, finite, require_classes
+from hesitant.schedule import Schedule
+from hesitant.training_run import NO_TARGETS, Settings, finite, require_classes
 
 _AGREEMENT = {"no": 1e-3, "bf16": 5e-2}  # of a member's loss among others with its loss alone, relative
 
@@ -48,7 +50,7 @@ class MemberStack:
         self.members, self.seeds = list(members), list(seeds)
         self.networks = [network_of(member) for member in members]
         self.settings, self.drawing = settings, drawing
-        self.loss = settings.loss or cross_entropy
+        self.loss = settings.loss_of(members[0])
         self.base = copy.deepcopy(self.networks[0]).train()
         self.penalty = _penalty(members[0])
         self._turned = _turned(self.networks[0])
@@ -64,8 +66,9 @@ class MemberStack:
         }
         self.device = next(iter(self.parameters.values())).device
         self.optimizer = self._make_optimizer()
-        make_scheduler = settings.make_scheduler
-        self.scheduler = None if make_scheduler is None else make_scheduler(self.optimizer)
+        self.schedule = Schedule(settings.make_scheduler, settings.schedule_every, self.optimizer)
+        if isinstance(self.schedule.scheduler, ReduceLROnPlateau):
+            raise CannotStackError("each member has a plateau of its own, and ReduceLROnPlateau sets one rate for all")
         self._autocast = settings.mixed_precision == "bf16"
         self._template = Batch()
         self._every = vmap(self._objective, randomness="error" if drawing is Drawing.FUNCTIONS else "different")
@@ -128,8 +131,6 @@ class MemberStack:
                 pending = 0
         if pending:
             self._step()
-        if self.scheduler is not None:
-            self.scheduler.step()
         if not counts.any():
             raise ValueError("data holds no batch: expected at least one input.")
         return total.cpu() / counts
@@ -233,7 +234,7 @@ class MemberStack:
 
     def _backward_of(self, rows: slice, batch: Batch, masks: MemberMasks) -> tuple[Tensor, Tensor]:
         if batch.targets is None:
-            raise ValueError("data has no targets: expected (x, target) pairs or dicts with 'labels'.")
+            raise ValueError(NO_TARGETS)
         tensors = tensors_of(batch)
         self._template = batch
         parameters = {name: self._used(name, kept) for name, kept in self.parameters.items()}
@@ -270,6 +271,7 @@ class MemberStack:
             for gradient in gradients:
                 gradient.mul_(factors.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 1)))
         self.optimizer.step()
+        self.schedule.after_step()
         self.optimizer.zero_grad()
 
 
@@ -289,13 +291,11 @@ ELEMENTWISE = (
 )
 
 
-def rows_for_all(
-    tensors: Sequence[Tensor], orders: Sequence[Order], batch_size: int, device: torch.device
-) -> Iterator[Batch]:
+def rows_for_all(rows: Rows, orders: Sequence[Order], batch_size: int, device: torch.device) -> Iterator[Batch]:
     """Gives the members' batches of one epoch, stacked, each in its own order."""
-    order = torch.stack([order.draw() for order in orders]).to(tensors[0].device)  # (M, N)
-    for chosen in order.split(batch_size, dim=1):
-        yield as_batch(tuple(tensor[chosen] for tensor in tensors)).to(device)
+    order = torch.stack([order.draw() for order in orders])  # (M, N)
+    for chosen in order.to(tensors_of(rows.whole)[0].device).split(batch_size, dim=1):
+        yield rows.take(chosen).to(device)
 
 
 def _parameter(network: nn.Module, name: str) -> nn.Parameter:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,16 @@ from torch.utils.data import DataLoader
 
 from hesitant.checkpoint import Progress, load_checkpoint, save_checkpoint
 from hesitant.ensemble_history import EnsembleHistory, merged
+from hesitant.inputs import Batch, Order, Rows, as_batch, as_targets, member_loader, rows_of, tensors_of
 from hesitant.member_stack import CannotStackError, MemberStack, member_losses, rows_for_all
 from hesitant.methods import SNGP
-from hesitant.methods.batches import Batch, as_batch
 from hesitant.methods.member_masks import Drawing, MemberMasks, drawing_from
 from hesitant.stacking_rules import probed
-from hesitant.training_data import Order, as_dataset, member_loader, tensors_of
 from hesitant.training_run import (
     History,
     Settings,
     fit_covariance,
     progress_bar,
-    remember_validation,
     seeded,
     validation_nll,
     weights_of,
@@ -41,13 +40,15 @@ class MembersTogether:
         self, members: list[nn.Module], seeds: list[int], data: Any, settings: Settings, device: torch.device
     ) -> None:
         self.members, self.seeds, self.settings, self.device = members, seeds, settings, device
-        self.data = as_dataset(data)
+        self.data = data
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        tensors = tensors_of(data)
-        self.loaders = [] if tensors is not None else [self._loader(generator) for generator in self.generators]
-        if tensors is not None and sum(tensor.nbytes for tensor in tensors) <= _DATA_ON_DEVICE:
-            tensors = tuple(tensor.to(device) for tensor in tensors)
-        self.tensors = tensors
+        rows = rows_of(data)
+        self.loaders = [] if rows is not None else [self._loader(generator) for generator in self.generators]
+        if rows is not None:
+            whole = self._checked(rows.whole)
+            size = sum(tensor.nbytes for tensor in tensors_of(whole))
+            rows = Rows(whole.to(device) if size <= _DATA_ON_DEVICE else whole, rows.length)
+        self.rows = rows
         # What a Dataset draws from the global generator, each member's draws for itself.
         self.random_states = [_seeded_state(seed) for seed in seeds]
         self.progress = [Progress() for _ in members]
@@ -61,7 +62,7 @@ class MembersTogether:
         firsts = []
         for seed in self.seeds:
             with seeded(seed, self.device):
-                firsts.append(first_batch(self._loader(torch.Generator().manual_seed(seed)), self.device))
+                firsts.append(self._checked(first_batch(self._loader(torch.Generator().manual_seed(seed)), self.device)))
         _keep_freed_blocks()
         # The other kernels of attention vmap would run member by member.
         with sdpa_kernel(SDPBackend.MATH), ExitStack() as leaving:
@@ -74,9 +75,9 @@ class MembersTogether:
             stack = self._stack(drawing, firsts)
             if saved is not None:
                 stack.load_optimizer_states(saved[0])
-                if stack.scheduler is not None:
-                    stack.scheduler.load_state_dict(saved[1])
-            orders = [] if self.tensors is None else [Order(len(self.tensors[0]), g) for g in self.generators]
+                if stack.schedule.scheduler is not None:
+                    stack.schedule.scheduler.load_state_dict(saved[1])
+            orders = [] if self.rows is None else [Order(self.rows.length, g) for g in self.generators]
             stack.attach()
             leaving.callback(stack.release)
             done = max(progress.epoch for progress in self.progress)
@@ -86,7 +87,7 @@ class MembersTogether:
                     break
                 began = time.perf_counter()
                 losses = member_losses(stack.epoch(number, self._batches(orders)), self._stopped)
-                self._finish_epoch(number, losses, time.perf_counter() - began)
+                self._finish_epoch(stack, number, losses, time.perf_counter() - began)
                 self._save(stack)
                 advance(self._last(number))
         began = time.perf_counter()
@@ -94,7 +95,6 @@ class MembersTogether:
             if settings.patience is not None and best is not None:
                 member.load_state_dict(best)
             fit_covariance(member, self.data, settings.batch_size)
-            remember_validation(member, settings)
         seconds = max(progress.seconds for progress in self.progress) + time.perf_counter() - began
         histories = [History(p.train_loss, p.validation_nll, p.best_epoch, seconds) for p in self.progress]
         return merged(histories, None, seconds)
@@ -121,8 +121,8 @@ class MembersTogether:
         return stack
 
     def _batches(self, orders: list[Order]) -> Iterator[Any]:
-        if self.tensors is not None:
-            return rows_for_all(self.tensors, orders, self.settings.batch_size, self.device)
+        if self.rows is not None:
+            return rows_for_all(self.rows, orders, self.settings.batch_size, self.device)
         return self._loaded()
 
     def _loaded(self) -> Iterator[list[Batch]]:
@@ -138,7 +138,11 @@ class MembersTogether:
                     items.append(next(iterator, None))
             if any(item is None for item in items):
                 return
-            yield [as_batch(item).to(self.device) for item in items]
+            yield [self._checked(as_batch(item)).to(self.device) for item in items]
+
+    def _checked(self, batch: Batch) -> Batch:
+        """Answers a batch with targets as the default loss has them."""
+        return batch if self.settings.loss is not None else replace(batch, targets=as_targets(batch.targets))
 
     @contextmanager
     def _random_state(self, index: int) -> Iterator[None]:
@@ -150,7 +154,7 @@ class MembersTogether:
         patience = self.settings.patience
         return patience is not None and self.progress[index].has_waited(patience)
 
-    def _finish_epoch(self, number: int, losses: list[float], seconds: float) -> None:
+    def _finish_epoch(self, stack: MemberStack, number: int, losses: list[float], seconds: float) -> None:
         began = time.perf_counter()
         settings = self.settings
         going = [index for index in range(len(self.members)) if not self._stopped(index)]
@@ -159,11 +163,12 @@ class MembersTogether:
             progress.train_loss.append(losses[index])
             progress.epoch = number + 1
             if settings.validation_data is not None:
-                nll = validation_nll(self.members[index], self.data, settings.validation_data, settings.batch_size)
+                nll = validation_nll(self.members[index], self.data, settings)
                 progress.validation_nll.append(nll)
                 if nll <= min(progress.validation_nll):
                     progress.best_epoch = progress.epoch
                     self.best[index] = weights_of(self.members[index]) if settings.patience is not None else None
+        stack.schedule.after_epoch(sum(losses) / len(losses), None)
         for index in going:
             self.progress[index].seconds += seconds + time.perf_counter() - began
 
@@ -188,7 +193,7 @@ class MembersTogether:
                 _OptimizerState(stack.optimizer_state(index)),  # type: ignore[arg-type]
                 self.generators[index],
                 self.best[index],
-                stack.scheduler,
+                stack.schedule.scheduler,
                 random_states={"cpu": self.random_states[index].unsqueeze(0)},
             )
         for path in paths:

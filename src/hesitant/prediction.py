@@ -59,13 +59,13 @@ class Prediction:
         expected_entropy: `(B,)`, the mean entropy of the samples whose mean is `probs`.
         class_std: `(B, C)`, not negative, the population standard deviation of `probs` over samples or members.
         split_unavailable: why there is no `expected_entropy`, and what to do; ends the error of who asks for it.
-        served: `(B,)` booleans, the inputs that the model was chosen on.
+        calibration: of the method and its calibration that made it, 16 hexadecimal digits.
 
     Attributes:
         probs, targets: as given; `targets` is None where the truth is not known.
-        served: `(B,)` bool, which inputs served to choose the model: `calibrate` fitted its temperature on them, or
-            `fit` stopped early by them. On these it looks better than it is: no promise can be made from them. None
-            where the model remembers no such input. One in another dtype, or augmented anew, is not known again.
+        calibration: a digest of the method and its calibration (temperatures, mean-field factors, passes), by which a
+            `DeferralPolicy` tells whether a prediction was made as those that it was calibrated on; None for one that
+            was made by hand, or of several.
         log_probs: `(B, C)`, at most 0; where a confidence rounds to 1, `log(1 - rest)`, which keeps the order.
 
     Raises:
@@ -76,7 +76,7 @@ class Prediction:
     probs: Tensor
     log_probs: Tensor
     targets: Tensor | None
-    served: Tensor | None
+    calibration: str | None
     _logits: Tensor | None
     _logit_variance: Tensor | None
     _expected_entropy: Tensor | None
@@ -94,7 +94,7 @@ class Prediction:
         expected_entropy: Tensor | None = None,
         class_std: Tensor | None = None,
         split_unavailable: str | None = None,
-        served: "Tensor | ArrayLike | None" = None,
+        calibration: str | None = None,
     ) -> None:
         rows = as_distributions("probs", probs)
         if rows.dim() != 2:
@@ -105,7 +105,7 @@ class Prediction:
             probs=rows,
             log_probs=exact_log(rows) if log_probs is None else as_log_probs("log_probs", log_probs, rows),
             targets=None if targets is None else as_class_indices("targets", targets, rows),
-            served=None if served is None else _as_mask("served", served, rows),
+            calibration=calibration,
             _logits=_part("logits", logits, per_class, like=rows),
             _logit_variance=_part("logit_variance", logit_variance, per_class, like=rows, minimum=0.0),
             _expected_entropy=_part("expected_entropy", expected_entropy, per_class[:1], like=rows, minimum=0.0),
@@ -280,7 +280,7 @@ class Prediction:
         if self._expected_entropy is not None:
             names += ["expected_entropy", "mutual_information"]
         names += [name for name in ("class_std", "logits", "logit_variance") if getattr(self, f"_{name}") is not None]
-        names += [name for name in ("targets", "served") if getattr(self, name) is not None]
+        names += ["targets"] if self.targets is not None else []
         return tuple(names)
 
     def with_targets(self, targets: "Tensor | ArrayLike") -> "Prediction":
@@ -292,14 +292,9 @@ class Prediction:
         """
         return self._replace(targets=as_class_indices("targets", targets, self.probs))
 
-    def with_served(self, served: "Tensor | ArrayLike | None") -> "Prediction":
-        """The same prediction with `served`, `(B,)` booleans or None, in place of what it has.
-
-        Raises:
-            TypeError: `served` are not booleans.
-            ValueError: their number differs from that of the inputs.
-        """
-        return self._replace(served=None if served is None else _as_mask("served", served, self.probs))
+    def with_calibration(self, calibration: str | None) -> "Prediction":
+        """The same prediction as made by the method whose digest this is."""
+        return self._replace(calibration=calibration)
 
     def to(self, device: torch.device | str) -> "Prediction":
         """The same prediction on `device`."""
@@ -322,7 +317,7 @@ class Prediction:
     def cat(cls, predictions: "Iterable[Prediction]") -> "Prediction":
         """One prediction of all the inputs of `predictions`, in their order.
 
-        Where some have `served` and some have None, none of the inputs of these have served.
+        Its `calibration` is that of all, or None where they differ.
 
         Raises:
             ValueError: there is none, their classes or devices differ, or some have a field that others lack.
@@ -338,18 +333,17 @@ class Prediction:
                     f"predictions[{position}] has {kinds[0]}, predictions[0] has {kinds[1]}: concatenate predictions "
                     "of the same classes, on one device"
                 )
-            for name in _REQUIRED_ALIKE:
+            for name in _TENSORS:
                 if (getattr(other, name) is None) != (getattr(first, name) is None):
                     having, lacking = (position, 0) if getattr(first, name) is None else (0, position)
                     raise ValueError(
                         f"predictions[{having}] has {name.lstrip('_')}, predictions[{lacking}] does not: concatenate "
                         "predictions made in the same way"
                     )
-        if any(p.served is not None for p in predictions):
-            predictions = [p if p.served is not None else p.with_served([False] * len(p)) for p in predictions]
-        first = predictions[0]
         present = [name for name in _TENSORS if getattr(first, name) is not None]
-        return first._replace(**{name: torch.cat([getattr(p, name) for p in predictions]) for name in present})
+        joined = {name: torch.cat([getattr(p, name) for p in predictions]) for name in present}
+        calibrations = {p.calibration for p in predictions}
+        return first._replace(**joined, calibration=calibrations.pop() if len(calibrations) == 1 else None)
 
     def numpy(self) -> "dict[str, np.ndarray[Any, Any]]":
         """Every field that is `available`, by name, copied to NumPy arrays."""
@@ -358,7 +352,7 @@ class Prediction:
     def to_pandas(self) -> "pandas.DataFrame":
         """A `pandas.DataFrame` with a row an input.
 
-        Columns: `label`, `confidence`, the uncertainties, `target` and `served` where known, then `probs_0`, `probs_1`,
+        Columns: `label`, `confidence`, the uncertainties, `target` where known, then `probs_0`, `probs_1`,
         ... and likewise `class_std_0`, `logits_0`, `logit_variance_0` where available.
 
         Raises:
@@ -399,30 +393,19 @@ class Prediction:
         present = [name for name in _TENSORS if getattr(self, name) is not None]
         return self._replace(**{name: function(getattr(self, name)) for name in present})
 
-    def _replace(self, **changes: Tensor | None) -> "Prediction":
+    def _replace(self, **changes: Tensor | str | None) -> "Prediction":
         # Not through __init__: rows that have been checked once need not be checked again.
-        values = {name: getattr(self, name) for name in (*_TENSORS, "_split_unavailable")} | changes
+        values = {name: getattr(self, name) for name in (*_TENSORS, "calibration", "_split_unavailable")} | changes
         return _fill(object.__new__(Prediction), **values)
 
 
-_REQUIRED_ALIKE = ("probs", "log_probs", "targets", "_logits", "_logit_variance", "_expected_entropy", "_class_std")
-_TENSORS = (*_REQUIRED_ALIKE, "served")
+_TENSORS = ("probs", "log_probs", "targets", "_logits", "_logit_variance", "_expected_entropy", "_class_std")
 
 
 def _fill(prediction: Prediction, **values: Tensor | str | None) -> Prediction:
     for name, value in values.items():
         object.__setattr__(prediction, name, value)
     return prediction
-
-
-def _as_mask(name: str, value: "Tensor | ArrayLike", probs: Tensor) -> Tensor:
-    mask = as_tensor(name, value, device=probs.device)
-    mask = mask.bool() if mask.numel() == 0 else mask  # an empty list has no dtype of its own
-    if mask.dtype != torch.bool:
-        raise TypeError(f"{name} has dtype {mask.dtype}, expected booleans: pass {name}.bool()")
-    if mask.shape != probs.shape[:1]:
-        raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected ({probs.shape[0]},): one boolean an input")
-    return mask
 
 
 def _part(

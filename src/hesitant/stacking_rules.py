@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hesitant.inputs import Batch, as_targets
 from hesitant.member_stack import network_of
 from hesitant.methods import SNGP, DeepEnsemble
 from hesitant.methods.alike import why_not_as_one
-from hesitant.methods.batches import Batch, logits_of
 from hesitant.methods.member_masks import Drawing, Probe
+from hesitant.methods.outputs import OutputProbe, logits_of
 from hesitant.nn import RandomFeatureGaussianProcess
-from hesitant.training_run import Settings, cross_entropy
+from hesitant.training_run import Settings
 
 # On a CPU convolutions, and matrices that fill its caches, are as fast one by one.
 _DENSE = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.PReLU, RandomFeatureGaussianProcess)
@@ -64,7 +65,8 @@ def _why_not_worth_it(members: list[nn.Module], device: torch.device) -> str | N
 
 def probed(member: nn.Module, batch: Batch, settings: Settings) -> tuple[Drawing, str | None]:
     """Trains a copy of a member for a step: how does it draw, and what speaks against vmap?"""
-    loss_of = settings.loss or cross_entropy
+    loss_of, outputs = settings.loss_of(member), settings.outputs_of(member)
+    targets = batch.targets if settings.loss is not None else as_targets(batch.targets)
     try:
         trial = copy.deepcopy(network_of(member)).train()
         device = next(trial.parameters()).device
@@ -73,8 +75,12 @@ def probed(member: nn.Module, batch: Batch, settings: Settings) -> tuple[Drawing
         def forward() -> Tensor:
             with probe.forward(), torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision != "no"):
                 logits = logits_of(trial(*batch.args, **batch.kwargs))
-            return loss_of(logits.float(), batch.targets)  # type: ignore[arg-type]
+            return loss_of(logits.float(), targets)  # type: ignore[arg-type]
 
+        with OutputProbe() as ending:
+            answer = logits_of(trial(*batch.args, **batch.kwargs))
+        if settings.loss is None:
+            ending.require(answer, outputs, member)
         forward()  # what the first sight of data sets is no statistic
         before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
         loss = forward()

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from hesitant.ensemble_training import EnsembleHistory, train_ensemble
 from hesitant.methods.deep_ensemble import DeepEnsemble
+from hesitant.schedule import Every, MakeScheduler
 from hesitant.training_run import History, Loss, MixedPrecision, Settings, adamw, cross_entropy, train
 
 __all__ = ["EnsembleHistory", "History", "Loss", "MixedPrecision", "cross_entropy", "fit"]
@@ -24,7 +24,8 @@ def fit(
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
-    scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    scheduler: MakeScheduler | None = None,
+    schedule_every: Every = "epoch",
     loss: Loss | None = None,
     validation_data: Any = None,
     patience: int | None = None,
@@ -42,8 +43,7 @@ def fit(
     library needs it: an own loop does as well.
 
     A calibration (:func:`hesitant.evaluation.calibrate`) belongs to the weights that it was fitted with: training sets
-    the temperature to 1 and an SNGP's factor back. A method that was stopped early remembers by which inputs, and marks
-    them in its predictions (``served``).
+    the temperature to 1 and an SNGP's factor back. The model is left in eval mode, ready to predict.
 
     Members of a :class:`DeepEnsemble` train each as in a fit of its own, in its own order of the data and with its own
     dropout, which follow from ``seed`` and its place. Members of one architecture train together in one vectorised
@@ -54,15 +54,21 @@ def fit(
 
     Args:
         model: A classifier, or a method around one, or a DeepEnsemble.
-        data: Training data: a Dataset of ``(x, target)`` pairs or of dicts with ``labels``, a DataLoader, or a tuple of
-            tensors, the targets last.
+        data: Training data: ``(inputs, targets)``, a dict of tensors with ``labels``, a Dataset or a list of such
+            examples, or a DataLoader of such batches (see :func:`hesitant.inputs.understood`). Inputs are a tensor, or
+            a list or a dict of several.
         epochs: Passes over the data.
         batch_size: Inputs in one step of each worker; a DataLoader keeps its own.
         learning_rate: Of AdamW, the default optimizer.
         weight_decay: Of AdamW.
         optimizer: Makes another optimizer from the trainable parameters.
-        scheduler: Makes a learning-rate schedule of the optimizer; it advances once an epoch.
-        loss: ``loss(logits, targets)``, a scalar; the default is the cross-entropy, binary for a single logit.
+        scheduler: Makes a learning-rate schedule of the optimizer. ReduceLROnPlateau goes by the validation NLL, or
+            without validation data by the training loss.
+        schedule_every: ``"epoch"``, or ``"step"``: whether it advances after each epoch, or after each step of the
+            optimizer, as warm-up and OneCycle need.
+        loss: ``loss(logits, targets)``, a scalar; the default is the cross-entropy, binary for a single logit, or of a
+            method with ``outputs="probabilities"`` the negative log-likelihood of these. A loss of your own is given
+            the targets as they are; the default's name classes, or are distributions over them.
         validation_data: Data to measure the negative log-likelihood on after each epoch, of the distribution that will
             be deployed: the covariance is fitted first.
         patience: Stops when the validation NLL has not improved for that many epochs, and goes back to the best
@@ -72,7 +78,7 @@ def fit(
         max_grad_norm: Clips the norm of the gradient.
         seed: Of the data's order and of dropout; the global random state is as before afterwards.
         checkpoint: A file to which the run is saved after each epoch; if it is there already, training goes on from
-            it, to the result that an unbroken run has. The members of an ensemble have one each, with ``.member0``,
+            it, to the result that an unbroken run has; that of another run is refused. The members of an ensemble have one each, with ``.member0``,
             ``.member1`` ... behind the name.
         device: ``"cpu"`` keeps training off the GPU; None lets Accelerate choose.
         progress: Whether to show a bar.
@@ -90,11 +96,14 @@ def fit(
         raise ValueError(f"patience={patience} must be at least 1 and needs validation_data to stop early by.")
     if mixed_precision not in ("no", "fp16", "bf16"):
         raise ValueError(f"mixed_precision={mixed_precision!r} is not known: expected 'no', 'fp16' or 'bf16'.")
+    if schedule_every not in ("epoch", "step"):
+        raise ValueError(f"schedule_every={schedule_every!r} is not known: expected 'epoch' or 'step'.")
     settings = Settings(
         epochs=epochs,
         batch_size=batch_size,
         make_optimizer=optimizer or (lambda parameters: adamw(parameters, learning_rate, weight_decay)),
         make_scheduler=scheduler,
+        schedule_every=schedule_every,
         loss=loss,
         validation_data=validation_data,
         patience=patience,

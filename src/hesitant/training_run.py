@@ -12,25 +12,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from hesitant.checkpoint import Progress, global_random_states, load_checkpoint, save_checkpoint
+from hesitant.inputs import Batch, as_batch, as_targets, training_loader
 from hesitant.methods import SNGP, Deterministic
-from hesitant.methods.batches import as_batch, batches, logits_of
 from hesitant.methods.member_masks import MemberDropout
-from hesitant.methods.served import digests_of, remember
+from hesitant.methods.outputs import OutputProbe, Outputs, logits_of, require_rows
 from hesitant.methods.tempering import Tempered, forget_calibrations
+from hesitant.methods.wrapper import ModelWrapper
 from hesitant.prediction import Prediction
-from hesitant.training_data import as_dataset, training_loader
+from hesitant.schedule import Every, MakeScheduler, Schedule
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+NO_TARGETS = (
+    "data has no targets: expected (inputs, targets), a tuple, or a dict with 'labels'. A list is several inputs of the"
+    " model: a collate_fn of your own has to answer a tuple."
+)
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 MixedPrecision = Literal["no", "fp16", "bf16"]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-MakeScheduler = Callable[[Optimizer], LRScheduler]
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Settings:
     batch_size: int
     make_optimizer: MakeOptimizer
     make_scheduler: MakeScheduler | None
+    schedule_every: Every
     loss: Loss | None
     validation_data: Any
     patience: int | None
@@ -61,6 +66,17 @@ class Settings:
     checkpoint: Path | None
     device: str | None
     progress: bool
+    outputs: Outputs = "logits"  # of a plain model
+
+    def outputs_of(self, model: nn.Module) -> Outputs:
+        """Answers what the model's outputs are: a method says so itself."""
+        return model.outputs if isinstance(model, ModelWrapper) else self.outputs
+
+    def loss_of(self, model: nn.Module) -> Loss:
+        """Answers what the model minimises."""
+        if self.loss is not None:
+            return self.loss
+        return cross_entropy if self.outputs_of(model) == "logits" else negative_log_likelihood
 
 
 def train(
@@ -74,8 +90,7 @@ def train(
 ) -> History:
     """Trains one model, and fits the covariance of an SNGP at the end.
 
-    A calibration is forgotten: it belongs to the weights as they were. A method remembers the inputs by which it was
-    stopped early.
+    A calibration is forgotten: it belongs to the weights as they were. The model is left in eval mode.
 
     Args:
         model: A classifier, or a method around one.
@@ -96,37 +111,31 @@ def train(
         forget_calibrations(model)
         if dropout is not None:
             stack.enter_context(dropout.attention(accelerator.device))
-        covariance_data, validation_data, patience = as_dataset(data), settings.validation_data, settings.patience
+        validation_data, patience = settings.validation_data, settings.patience
         state, best = run.resume(settings.checkpoint)
         bar = progress_bar(settings.progress and accelerator.is_main_process, settings.epochs, state.epoch, title)
         with run.released_afterwards(), bar as advance:
             while state.epoch < settings.epochs and not (patience is not None and state.has_waited(patience)):
                 began = time.perf_counter()
-                state.train_loss.append(run.epoch(state.epoch, check_targets=settings.loss is None))
+                state.train_loss.append(run.epoch(state.epoch))
                 state.epoch += 1
                 if validation_data is not None:
-                    nll = run.agreed(validation_nll(model, covariance_data, validation_data, settings.batch_size))
+                    nll = run.agreed(validation_nll(model, data, settings))
                     state.validation_nll.append(nll)
                     if nll <= min(state.validation_nll):
                         state.best_epoch = state.epoch
                         best = weights_of(model)
+                run.schedule.after_epoch(state.train_loss[-1], (state.validation_nll or [None])[-1])
                 state.seconds += time.perf_counter() - began
                 run.save(settings.checkpoint, state, best if patience is not None else None)
                 advance(state)
         began = time.perf_counter()
         if patience is not None and best is not None:
             model.load_state_dict(best)
-        fit_covariance(model, covariance_data, settings.batch_size)
-        remember_validation(model, settings)
+        fit_covariance(model, data, settings.batch_size)
+        model.eval()
         state.seconds += time.perf_counter() - began
     return History(state.train_loss, state.validation_nll, state.best_epoch, state.seconds)
-
-
-def remember_validation(model: nn.Module, settings: Settings) -> None:
-    """Has a method remember the inputs by which its training was stopped early, if it was."""
-    if settings.patience is not None and isinstance(model, Tempered):
-        inputs = batches(as_dataset(settings.validation_data), settings.batch_size)
-        remember(model, "fit", digests_of(inputs))
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -139,6 +148,16 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     if logits.ndim == 1 or logits.shape[-1] == 1:
         return F.binary_cross_entropy_with_logits(logits.reshape(-1), targets.reshape(-1).to(logits.dtype))
     return F.cross_entropy(logits, targets)
+
+
+def negative_log_likelihood(probs: Tensor, targets: Tensor) -> Tensor:
+    """Answers the mean negative log-likelihood of probabilities ``(B, C)``, or ``(B, 1)`` or ``(B,)``, in nats."""
+    if probs.ndim == 1 or probs.shape[-1] == 1:
+        return F.binary_cross_entropy(probs.reshape(-1).clamp(0, 1), targets.reshape(-1).to(probs.dtype))
+    log_probs = (probs / probs.sum(-1, keepdim=True)).clamp(min=torch.finfo(probs.dtype).tiny).log()
+    if targets.is_floating_point():
+        return -(targets * log_probs).sum(-1).mean()
+    return F.nll_loss(log_probs, targets)
 
 
 class _Run:
@@ -157,16 +176,16 @@ class _Run:
             raise ValueError("model has no trainable parameter: set requires_grad on those that are to learn.")
         model.to(accelerator.device)
         self.accelerator, self.model, self.dropout = accelerator, model, dropout
-        self.loss, self.max_grad_norm = settings.loss or cross_entropy, settings.max_grad_norm
+        self.loss, self.max_grad_norm = settings.loss_of(model), settings.max_grad_norm
+        self.classifies, self.outputs = settings.loss is None, settings.outputs_of(model)
         self.generator = cast(torch.Generator, getattr(loader, "generator", None) or torch.Generator())
         self.raw_optimizer = settings.make_optimizer(parameters)
-        make_scheduler = settings.make_scheduler
-        self.scheduler = None if make_scheduler is None else make_scheduler(self.raw_optimizer)
+        self.schedule = Schedule(settings.make_scheduler, settings.schedule_every, self.raw_optimizer)
         self.prepared, self.optimizer, self.loader = accelerator.prepare(model, self.raw_optimizer, loader)
 
-    def epoch(self, number: int, *, check_targets: bool) -> float:
+    def epoch(self, number: int) -> float:
         """Trains for one epoch and answers its mean loss; ``number`` counts the epochs before it."""
-        dropout, check_targets = self.dropout, check_targets and number == 0
+        dropout = self.dropout
         if dropout is not None:
             dropout.begin(number, self.accelerator.device, self.accelerator.process_index)
         gp = self.model.gp if isinstance(self.model, SNGP) else None
@@ -174,16 +193,17 @@ class _Run:
             gp.reset_covariance()  # nothing is forgotten: without this, each epoch would count the data once more
         self.prepared.train()
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        for item in self.loader:
+        for position, item in enumerate(self.loader):
             batch = as_batch(item).to(self.accelerator.device)
             if batch.targets is None:
-                raise ValueError("data has no targets: expected (x, target) pairs or dicts with 'labels'.")
+                raise ValueError(NO_TARGETS)
             with self.accelerator.accumulate(self.prepared):
                 with nullcontext() if dropout is None else dropout.step():
-                    logits = logits_of(self.prepared(*batch.args, **batch.kwargs)).float()
-                    if check_targets:
-                        require_classes(batch.targets, logits)
-                    loss = self.loss(logits, batch.targets)
+                    logits = self._logits(batch, first=number == position == 0)
+                    targets = cast(Tensor, as_targets(batch.targets)) if self.classifies else batch.targets
+                    if self.classifies and number == 0:
+                        require_classes(targets, logits)
+                    loss = self.loss(logits, targets)
                 total += torch.stack([loss.detach().double() * len(logits), total.new_tensor(len(logits))])
                 if isinstance(self.model, SNGP):
                     loss = loss + self.model.regularization_loss()
@@ -191,13 +211,23 @@ class _Run:
                 if self.max_grad_norm is not None and self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.max_grad_norm)
                 self.optimizer.step()
+                if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
+                    self.schedule.after_step()
                 self.optimizer.zero_grad()
-        if self.scheduler is not None:
-            self.scheduler.step()
         loss_sum, count = cast(Tensor, self.accelerator.reduce(total)).tolist()
         if count == 0:
             raise ValueError("data holds no batch: expected at least one input.")
         return finite(float(loss_sum / count))
+
+    def _logits(self, batch: Batch, *, first: bool) -> Tensor:
+        """Answers the model's logits; the first time, before any step, it looks at how the code ends."""
+        if not self.classifies:
+            return logits_of(self.prepared(*batch.args, **batch.kwargs)).float()
+        with OutputProbe() if first else nullcontext() as probe:
+            logits = logits_of(self.prepared(*batch.args, **batch.kwargs))
+        if probe is not None:
+            probe.require(logits, self.outputs, self.model)
+        return require_rows(logits, batch.num_inputs, self.model).float()
 
     def save(self, path: str | Path | None, state: Progress, best: dict[str, Tensor] | None) -> None:
         """Writes the checkpoint, from the main process alone."""
@@ -207,7 +237,7 @@ class _Run:
         device = self.accelerator.device
         random_states = {name: gather(own.to(device)).cpu() for name, own in global_random_states().items()}
         if self.accelerator.is_main_process:
-            parts = self.model, self.raw_optimizer, self.generator, best, self.scheduler
+            parts = self.model, self.raw_optimizer, self.generator, best, self.schedule.scheduler
             save_checkpoint(Path(path), state, *parts, random_states=random_states)
         self.accelerator.wait_for_everyone()
 
@@ -216,7 +246,7 @@ class _Run:
         if path is None or not Path(path).exists():
             return Progress(), None
         worker = self.accelerator.process_index
-        return load_checkpoint(Path(path), self.model, self.raw_optimizer, self.generator, self.scheduler, worker)
+        return load_checkpoint(Path(path), self.model, self.raw_optimizer, self.generator, self.schedule.scheduler, worker)
 
     def agreed(self, number: float) -> float:
         """Answers the mean of the workers' numbers, so that all decide alike whether to go on."""
@@ -261,14 +291,14 @@ def finite(loss: float) -> float:
     return loss
 
 
-def validation_nll(model: nn.Module, data: Any, validation_data: Any, batch_size: int) -> float:
+def validation_nll(model: nn.Module, data: Any, settings: "Settings") -> float:
     """Answers the negative log-likelihood of the distribution that will be deployed."""
-    fit_covariance(model, data, batch_size)
-    answering: Any = model if hasattr(model, "predict") else Deterministic(model)
-    prediction: Prediction = answering.predict(as_dataset(validation_data), batch_size=batch_size)
+    fit_covariance(model, data, settings.batch_size)
+    answering: Any = model if isinstance(model, Tempered) else Deterministic(model, outputs=settings.outputs)
+    prediction: Prediction = answering.predict(settings.validation_data, batch_size=settings.batch_size)
     targets = prediction.targets
     if targets is None:
-        raise ValueError("validation_data has no targets: expected (x, target) pairs or dicts with 'labels'.")
+        raise ValueError(f"validation_{NO_TARGETS}")
     return float(-prediction.log_probs.gather(1, targets.unsqueeze(1)).mean())
 
 

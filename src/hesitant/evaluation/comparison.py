@@ -14,9 +14,8 @@ from hesitant.evaluation.bootstrap import Estimate, bootstrap
 from hesitant.evaluation.comparison_columns import COSTS, Column, Cost, measures
 from hesitant.evaluation.comparison_noise import indistinguishable
 from hesitant.evaluation.comparison_text import as_markdown, as_text
-from hesitant.evaluation.evaluation_data import EvaluationData
 from hesitant.evaluation.scores import Score, uncertainty
-from hesitant.methods.batches import num_inputs
+from hesitant.inputs import RepeatableData, num_inputs
 from hesitant.prediction import Prediction, UnavailableError
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class Comparison:
         confidence_intervals: bool = False,
         inputs: Inputs | None = None,
         ood_inputs: Mapping[str, Inputs] | None = None,
-        generator: torch.Generator | None = None,
+        seed: int = 0,
     ) -> "Comparison":
         """The comparison of predictions that are there already.
 
@@ -91,7 +90,7 @@ class Comparison:
             confidence_intervals: whether figures come with standard errors and intervals, which takes seconds.
             inputs: what the predictions are of, to be shown in a report.
             ood_inputs: the same of the out-of-domain sets.
-            generator: draws inputs again for standard errors; None is one seeded with 0.
+            seed: of the inputs that are drawn again for standard errors.
 
         Raises:
             TypeError: a prediction is none, or `predictions` or `ood` is no dict.
@@ -100,7 +99,7 @@ class Comparison:
                 method or has other classes, or there are not as many inputs as predictions.
         """
         ood = {} if ood is None else ood
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        generator = torch.Generator().manual_seed(seed)
         _require_dict("predictions", predictions, "{'SNGP': prediction}")
         _require_dict("ood", ood, "{'far': {'SNGP': prediction}}")
         predictions = _alike(predictions, "data")
@@ -205,8 +204,8 @@ def compare(
     histories: "Mapping[str, History] | None" = None,
     predict_options: Mapping[str, Mapping[str, Any]] | None = None,
     confidence_intervals: bool = False,
-    batch_size: int = 1024,
-    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
     announce: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Lets every method predict the same inputs, and answers with one table of what they are worth and what they cost.
@@ -220,15 +219,15 @@ def compare(
     Args:
         methods: by the name to show, anything with a `predict` that answers a `Prediction`: `hesitant.SNGP`,
             `hesitant.DeepEnsemble`, `hesitant.Deterministic(model)` ...
-        data: held-out inputs with their targets: a Dataset, a DataLoader, a dict of tensors with `labels`, or a tuple
-            of tensors, the targets last.
+        data: held-out inputs with their targets: `(inputs, targets)`, a dict of tensors with `labels`, a Dataset, a
+            DataLoader, a list of examples, as for `fit`.
         ood: out-of-domain data, by the name to show: as `data`, its targets ignored, or a tensor.
         score: what inputs are ranked by, for AURC and AUROC, as in `uncertainty`.
         histories: what `fit` answered, for the training time of the methods that have one.
-        predict_options: of each method that needs them, options of its `predict`: `{"MC dropout": {"seed": 0}}`.
+        predict_options: of each method that needs them, options of its `predict`: `{"SNGP": {"posterior": ...}}`.
         confidence_intervals: whether figures come with standard errors and intervals, which takes seconds.
-        batch_size: inputs in a batch; a DataLoader keeps its own.
-        generator: draws inputs again for standard errors; None is one seeded with 0.
+        batch_size: inputs in a batch; a DataLoader keeps its own, and `None` chooses by their size.
+        seed: of the inputs that are drawn again for standard errors; what a method draws has the default of its own.
         announce: is told the name of each method before it predicts.
 
     Raises:
@@ -250,8 +249,10 @@ def compare(
                 f"methods[{name!r}] is a {type(method).__name__} without predict: wrap a plain model in "
                 "hesitant.Deterministic(model); for predictions use Comparison.from_predictions"
             )
-    inputs = EvaluationData(data, batch_size=batch_size, targets=True)
-    others = {name: EvaluationData(given, batch_size=batch_size, targets=False) for name, given in (ood or {}).items()}
+    inputs = RepeatableData(data, batch_size=batch_size, targets=True)
+    others = {
+        name: RepeatableData(given, batch_size=batch_size, targets=False) for name, given in (ood or {}).items()
+    }
     predictions: dict[str, Prediction] = {}
     of_others: dict[str, dict[str, Prediction]] = {name: {} for name in others}
     costs: dict[str, Cost] = {}
@@ -284,11 +285,11 @@ def compare(
         confidence_intervals=confidence_intervals,
         inputs=inputs,
         ood_inputs=others,
-        generator=generator,
+        seed=seed,
     )
 
 
-def _milliseconds(predict: Callable[[Any], Prediction], inputs: EvaluationData) -> float:
+def _milliseconds(predict: Callable[[Any], Prediction], inputs: RepeatableData) -> float:
     """An input's share of a batch, which is read beforehand; the median of three. The method has predicted before."""
     batch = next(iter(inputs))
     seconds = []

@@ -2,29 +2,29 @@
 
 import inspect
 import math
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hesitant.methods.batches import Batch, batches, logits_of, map_tensors, with_logits
+from hesitant.inputs import Batch, as_class_targets, batches, map_tensors, tensors_of
+from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.mc_dropout import MCDropout
+from hesitant.methods.outputs import Outputs, log_probs_of, logits_of, require_outputs_argument, require_rows, with_logits
 from hesitant.methods.own_weights import require_own_weights
 from hesitant.methods.plain_members import PlainMembers, require_same_shapes
-from hesitant.methods.random_state import derived_seed, random_state_kept, seed_all
-from hesitant.methods.served import Served
+from hesitant.methods.random_state import derived_seed, random_state_kept, require_seed, seed_all
+from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.sngp import SNGP
-from hesitant.methods.tempering import Tempered, at_temperature, tempered
-from hesitant.methods.wrapper import Gathered, ModelWrapper, bind_forward, device_of, log_probs_of
+from hesitant.methods.tempering import Tempered, tempered
+from hesitant.methods.wrapper import Gathered, ModelWrapper, bind_forward, device_of, probed_logits
 from hesitant.mixture import Mixture
 from hesitant.prediction import Prediction
 
-_BATCHES_AT_ONCE = 16  # what every member is asked about before the next batches are read
+_BATCHES_AT_ONCE, _BYTES_AT_ONCE = 16, 2**26  # what every member is asked about before the next batches are read
 _NO_SPLIT = (
     "the members answer by the mean-field approximation, with one distribution each, which cannot be split: predict"
     ' with posterior="monte_carlo".'
@@ -48,6 +48,8 @@ class DeepEnsemble(Tempered):
         vectorize: Whether ``hesitant.fit`` trains them, and ``predict`` asks plain ones, in one vectorised pass: None
             where that can be and pays, True wherever it can be, False nowhere. The answers are the same either way.
         temperature: What divides the logits of each member, beside its own, before the mean (see :class:`Tempered`).
+        outputs: What plain members answer: ``"probabilities"`` if they end in a softmax or a sigmoid, else
+            ``"logits"``; a method around a member says so itself.
 
     Attributes:
         members: The models.
@@ -59,10 +61,18 @@ class DeepEnsemble(Tempered):
 
     members: nn.ModuleList
 
+    _outputs_seen: bool = False  # whether the code of the plain members has been seen to end as ``outputs`` says
+
     def __init__(
-        self, members: Iterable[nn.Module], *, vectorize: bool | None = None, temperature: float = 1.0
+        self,
+        members: Iterable[nn.Module],
+        *,
+        vectorize: bool | None = None,
+        temperature: float = 1.0,
+        outputs: Outputs = "logits",
     ) -> None:
         super().__init__()
+        require_outputs_argument(outputs)
         if not isinstance(members, nn.ModuleList) and isinstance(members, nn.Module):
             raise TypeError(f"members is one {type(members).__name__}: expected models, DeepEnsemble([first, second]).")
         members = list(members)
@@ -81,10 +91,18 @@ class DeepEnsemble(Tempered):
         self.members = nn.ModuleList(members)
         self.vectorize = vectorize
         self.temperature = temperature
+        self.outputs: Outputs = outputs
         bind_forward(self, members[0])
 
     @classmethod
-    def from_builder(cls, build: Callable[[], nn.Module], num_members: int = 10, seed: int = 0) -> "DeepEnsemble":
+    def from_builder(
+        cls,
+        build: Callable[[], nn.Module],
+        num_members: int = 10,
+        *,
+        seed: int = 0,
+        outputs: Outputs = "logits",
+    ) -> "DeepEnsemble":
         """Answers an ensemble of ``num_members`` models, each with the initialisation that the model gives itself.
 
         Args:
@@ -92,6 +110,7 @@ class DeepEnsemble(Tempered):
                 for each member and put back afterwards.
             num_members: How many.
             seed: Not negative; members follow from it one by one, so that the first of five are the first of ten.
+            outputs: What the models answer, as for the class.
 
         Raises:
             ValueError: A number is out of its range, or the builder makes the same weights again and again, or weights
@@ -111,7 +130,7 @@ class DeepEnsemble(Tempered):
             with random_state_kept(devices):
                 seed_all(derived_seed(int(seed), position), devices)
                 members.append(build())
-        ensemble = cls(members)
+        ensemble = cls(members, outputs=outputs)
         require_own_weights(members)
         return ensemble
 
@@ -137,37 +156,42 @@ class DeepEnsemble(Tempered):
                 " members. Train them with hesitant.fit(ensemble, data), or each of ensemble.members by itself; to"
                 " evaluate, call ensemble.eval() first."
             )
-        return self._call(args, kwargs, _Draws(0, 0, (), 0, self.temperature))
+        return self._ask(args, kwargs, self.temperature, 0)
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], draws: "_Draws") -> Any:
+    def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], temperature: float, seed: int) -> Any:
         output: Any = None
         answers: list[Tensor] = []
         for index, member in enumerate(self.members):
             batch = map_tensors(Batch(args, kwargs).to(device_of(member)), Tensor.clone)  # a model may write to them
-            of_member = draws._replace(member=(*draws.member, index))
-            left = draws.temperature  # to be applied to the member's answer
-            if isinstance(member, DeepEnsemble):
-                answer, left = member._call(batch.args, batch.kwargs, of_member.within(member)), 1.0
-            elif isinstance(member, MCDropout):
-                seed = of_member.options_for(member, {})["seed"]
-                answer, left = member.sampled(batch.args, batch.kwargs, seed=seed, beside=left), 1.0
-            else:
-                answer = member(*batch.args, **batch.kwargs)
-            logits = logits_of(answer)
-            if logits.ndim not in (1, 2):
-                raise ValueError(
-                    f"members[{len(answers)}] answers logits of shape {tuple(logits.shape)}: expected (B, C), or (B, 1)"
-                    " or (B,) for a binary model."
-                )
+            answer, log_probs = self._answer_of(member, batch, temperature, derived_seed(seed, index))
             output = answer if output is None else output
-            answers.append(tempered(log_probs_of(logits), left).to(logits_of(output).device))
+            answers.append(log_probs.to(logits_of(output).device))
         require_same_shapes(answers)
         mean = torch.logsumexp(torch.stack(answers), 0) - math.log(len(answers))
         labels = kwargs.get("labels")
         return with_logits(output, mean, None if labels is None else labels.to(mean.device))
 
+    def _answer_of(self, member: nn.Module, batch: Batch, temperature: float, seed: int) -> tuple[Any, Tensor]:
+        """Answers what a member answers, and its log-probabilities ``(B, C)`` at the temperature of what is around."""
+        if isinstance(member, DeepEnsemble):
+            answer = member._ask(batch.args, batch.kwargs, temperature * member.temperature, seed)
+        elif isinstance(member, MCDropout):
+            answer = member.sampled(batch.args, batch.kwargs, seed=seed, temperature=temperature * member.temperature)
+        elif isinstance(member, ModelWrapper):
+            answer = member.ask(batch.args, batch.kwargs, temperature * member.temperature)
+        else:
+            answer = member(*batch.args, **batch.kwargs)
+            logits = require_rows(logits_of(answer), None, member)
+            return answer, tempered(log_probs_of(logits, self.outputs), temperature)
+        return answer, log_probs_of(require_rows(logits_of(answer), None, member), "logits")
+
+    def calibration_state(self) -> tuple[Any, ...]:
+        """Answers what tells this method's scores from those of another."""
+        own = [member.calibration_state() if isinstance(member, Tempered) else self.outputs for member in self.members]
+        return *super().calibration_state(), own
+
     def predict(
-        self, inputs: Any, *, seed: int | None = None, batch_size: int = 1024, **member_options: Any
+        self, inputs: Any, *, seed: int = 0, batch_size: int | None = None, **member_options: Any
     ) -> Prediction:
         """Answers the Prediction for inputs of any length, in batches.
 
@@ -177,39 +201,56 @@ class DeepEnsemble(Tempered):
         their variances plus the variance of their means.
 
         Args:
-            inputs: What the members take (a tensor, several, a dict of them), a Dataset or a DataLoader, read once.
-                Targets come as the last entry of a tuple in a Dataset, or as ``labels`` in a dict. A few batches at a
-                time are kept for all members to answer; all of them where a member shares its dropout masks.
-            seed: Not negative; members that draw samples draw others than the next. None leaves it to them.
-            batch_size: Inputs in one forward pass.
+            inputs: A tensor, a list or a dict of several, ``(inputs, targets)``, a Dataset, a DataLoader, a list of
+                examples (see :func:`hesitant.inputs.understood`), read once. A few batches at a time are kept for all
+                members to answer; all of them where a member shares its dropout masks.
+            seed: Not negative; members that draw samples draw others than the next.
+            batch_size: Inputs in one forward pass; None chooses by their size.
             member_options: Further options of the members' own ``predict``, such as ``posterior`` and ``num_samples``.
 
         Raises:
             ValueError: The inputs are empty, an option is out of its range, or the members' classes differ.
             TypeError: No member's ``predict`` has such an option, or the inputs are of an unknown type.
         """
-        groups = self._groups(inputs, seed, batch_size, member_options)
+        answer = self.answer(
+            batches(inputs, batch_size), temperature=self.temperature, seed=seed, **member_options
+        )
+        return answer.with_calibration(calibration_digest(self, **member_options))
+
+    def answer(self, given: Iterable[Batch], *, temperature: float, seed: int, **member_options: Any) -> Prediction:
+        """Answers the Prediction for batches, at a temperature in place of the ensemble's own."""
         plain = self._plain_members()
-        served = Served(self)
         answers = []
-        for group, draws in groups:
+        for group, group_seed in self._groups(given, seed, member_options):
+            if plain is None:
+                answers.append(self._mixed(self._answers(group, temperature, group_seed, member_options)))
+                continue
+            targets = Gathered()
             for batch in group:
-                served.append(batch)
-            answers.append(self._answer(group, draws, batch_size, member_options, plain))
-        prediction = Prediction.cat(answers)
-        return prediction.with_served(served.tensor(len(prediction)))
+                targets.append(as_class_targets(batch.targets))
+            mixture = Mixture.of_passes(tempered(plain.log_probs(group), temperature))
+            answers.append(
+                Prediction(
+                    mixture.probs,
+                    targets=targets.tensor(),
+                    log_probs=mixture.log_probs,
+                    expected_entropy=mixture.expected_entropy,
+                    class_std=mixture.class_std,
+                )
+            )
+        return Prediction.cat(answers)
 
     def predict_samples(
-        self, inputs: Any, *, seed: int | None = None, batch_size: int = 1024, **member_options: Any
+        self, inputs: Any, *, seed: int = 0, batch_size: int | None = None, **member_options: Any
     ) -> Tensor:
         """Answers the probabilities ``(M, N, C)`` of each member; the arguments are those of :meth:`predict`."""
         samples = Gathered()
         plain = self._plain_members()
-        for group, draws in self._groups(inputs, seed, batch_size, member_options):
+        for group, group_seed in self._groups(batches(inputs, batch_size), seed, member_options):
             if plain is not None:
-                probs = tempered(plain.log_probs(group), draws.temperature).exp()
+                probs = tempered(plain.log_probs(group), self.temperature).exp()
             else:
-                predictions = self._answers(group, draws, batch_size, member_options)
+                predictions = self._answers(group, self.temperature, group_seed, member_options)
                 probs = torch.stack([prediction.probs for prediction in predictions])
             samples.append(probs.transpose(0, 1))  # (B, M, C)
         gathered = samples.tensor()
@@ -219,71 +260,60 @@ class DeepEnsemble(Tempered):
     # ---------------------------------------------------------------- inside
 
     def _groups(
-        self, inputs: Any, seed: int | None, batch_size: int, options: dict[str, Any]
-    ) -> "Iterator[tuple[list[Batch], _Draws]]":
+        self, given: Iterable[Batch], seed: int, options: dict[str, Any]
+    ) -> Iterator[tuple[list[Batch], int]]:
         """Gives some batches at a time, with what seeds the members' answers to them."""
-        if seed is not None:
-            _require_integer("seed", seed, 0)
+        require_seed(seed)
         taken = _options_of(self)
         unknown = sorted(set(options) - taken)
         if unknown:
             raise TypeError(f"predict has no option {unknown}: its members take {sorted(taken) or 'none'}.")
-        shared = any(isinstance(module, MCDropout) and module.masks == "shared" for module in self.modules())
         # Those who share masks must see all inputs in one call: they check that the masks fit each batch.
-        groups = _grouped(batches(inputs, batch_size), None if shared else _BATCHES_AT_ONCE)
-        mask_seed = secrets.randbits(63) if seed is None else int(seed)
-        for position, group in enumerate(groups):
-            yield group, _Draws(int(seed or 0), mask_seed, (), position, self.temperature)
+        shared = any(isinstance(module, MCDropout) and module.masks == "shared" for module in self.modules())
+        for position, group in enumerate(_grouped(given, together=shared)):
+            if position == 0 and not self._outputs_seen:
+                self._require_outputs(group[0])
+            yield group, derived_seed(int(seed), position)
+
+    def _require_outputs(self, batch: Batch) -> None:
+        """Looks once at how the code of the plain members ends, and raises where ``outputs`` does not say so."""
+        for member in self.members:
+            if not isinstance(member, Tempered):
+                own = map_tensors(batch.to(device_of(member)), Tensor.clone)
+                with torch.no_grad():
+                    probed_logits(in_eval_mode(member), own, self.outputs)
+        self._outputs_seen = True
 
     def _plain_members(self) -> PlainMembers | None:
         """Answers the members, if all of them are plain models."""
         methods = (ModelWrapper, DeepEnsemble)
         plain = all(type(member) is Deterministic or not isinstance(member, methods) for member in self.members)
-        return PlainMembers(list(self.members), self.vectorize) if plain else None
-
-    def _answer(
-        self,
-        group: Sequence[Batch],
-        draws: "_Draws",
-        batch_size: int,
-        options: dict[str, Any],
-        plain: PlainMembers | None,
-    ) -> Prediction:
-        """Answers the prediction of some batches."""
-        if plain is None:
-            return self._mixed(self._answers(group, draws, batch_size, options))
-        targets = Gathered()
-        for batch in group:
-            targets.append(batch.targets)
-        mixture = Mixture.of_passes(tempered(plain.log_probs(group), draws.temperature))
-        return Prediction(
-            mixture.probs,
-            targets=targets.tensor(),
-            log_probs=mixture.log_probs,
-            expected_entropy=mixture.expected_entropy,
-            class_std=mixture.class_std,
-        )
+        return PlainMembers(list(self.members), self.vectorize, self.outputs) if plain else None
 
     def _answers(
-        self, group: Sequence[Batch], draws: "_Draws", batch_size: int, options: dict[str, Any]
+        self, group: Sequence[Batch], temperature: float, seed: int, options: dict[str, Any]
     ) -> list[Prediction]:
-        """Answers every member's prediction of some batches."""
+        """Answers every member's prediction of some batches, at the temperature of what is around them."""
         first_device = device_of(self.members[0])
         answers = []
         for index, member in enumerate(self.members):
-            of_member = draws._replace(member=(*draws.member, index))
-            if isinstance(member, DeepEnsemble):
-                within = of_member.within(member)
-                answer = member._answer(group, within, batch_size, options, member._plain_members())
-            else:
-                method: Any = member if isinstance(member, ModelWrapper) else Deterministic(member)
-                own = {name: value for name, value in options.items() if name in _options_of(method)}
-                inputs = (map_tensors(batch, Tensor.clone) for batch in group)  # a model may write to them
-                with at_temperature(method, of_member.within(method).temperature):
-                    answer = method.predict(inputs, batch_size=batch_size, **own, **of_member.options_for(method, own))
+            method: Any = self.method_of(member)
+            own = {name: value for name, value in options.items() if name in _options_of(method)}
+            given = (map_tensors(batch, Tensor.clone) for batch in group)  # a model may write to them
+            answer = method.answer(
+                given, temperature=temperature * method.temperature, seed=derived_seed(seed, index), **own
+            )
             answers.append(answer.to(first_device))
         require_same_shapes([answer.probs for answer in answers])
         return answers
+
+    def method_of(self, member: nn.Module) -> "ModelWrapper | DeepEnsemble":
+        """Answers a member as a method: a plain model within :class:`Deterministic`."""
+        if isinstance(member, (ModelWrapper, DeepEnsemble)):
+            return member
+        plain = Deterministic(member, outputs=self.outputs)
+        plain._outputs_seen = True  # by _require_outputs
+        return plain
 
     def _mixed(self, predictions: list[Prediction]) -> Prediction:
         """Answers the prediction that the members make together, each with the same weight."""
@@ -312,41 +342,17 @@ class DeepEnsemble(Tempered):
         )
 
 
-class _Draws(NamedTuple):
-    """What makes a member draw other samples than the next, and other ones for further batches.
-
-    Attributes:
-        seed: Of draws that agree from call to call where no seed is given.
-        mask_seed: Of dropout masks, which then do not.
-        member: Its place, and within an ensemble of ensembles the places on the way to it.
-        position: Of the group of batches.
-        temperature: Of the ensembles around the members, all of them.
-    """
-
-    seed: int
-    mask_seed: int
-    member: tuple[int, ...]
-    position: int
-    temperature: float
-
-    def within(self, method: Tempered) -> "_Draws":
-        """Answers the same with the temperature of what is within a member."""
-        return self._replace(temperature=self.temperature * method.temperature)
-
-    def options_for(self, method: Any, given: dict[str, Any]) -> dict[str, Any]:
-        """Answers the options of the method's ``predict`` that seed it."""
-        if isinstance(method, MCDropout):
-            place = self.member if method.masks == "shared" else (*self.member, self.position)
-            return {"seed": derived_seed(self.mask_seed, *place)}
-        if isinstance(method, SNGP) and given.get("posterior") == "monte_carlo" and given.get("generator") is None:
-            seed = derived_seed(self.seed, *self.member, self.position)
-            return {"generator": torch.Generator(device_of(method)).manual_seed(seed)}
-        return {}
-
-
-def _grouped(items: Iterable[Batch], size: int | None) -> Iterator[list[Batch]]:
-    iterator = iter(items)
-    while group := list(islice(iterator, size)):
+def _grouped(given: Iterable[Batch], *, together: bool) -> Iterator[list[Batch]]:
+    """Gives batches in groups of so many, or so many bytes; ``together``: in one."""
+    group: list[Batch] = []
+    size = 0
+    for batch in given:
+        group.append(batch)
+        size += sum(tensor.nbytes for tensor in tensors_of(batch))
+        if not together and (len(group) == _BATCHES_AT_ONCE or size >= _BYTES_AT_ONCE):
+            yield group
+            group, size = [], 0
+    if group:
         yield group
 
 

@@ -1,10 +1,13 @@
 """The plain model, answering with a Prediction."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from hesitant.methods.batches import batches, logits_of
-from hesitant.methods.served import Served
-from hesitant.methods.wrapper import Gathered, ModelWrapper, evaluating, prediction_of
+from hesitant.inputs import Batch, as_class_targets, batches
+from hesitant.methods.calibration_digest import calibration_digest
+from hesitant.methods.outputs import require_kind
+from hesitant.methods.replica import in_eval_mode
+from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of, prediction_of
 from hesitant.prediction import Prediction
 
 _NO_SPLIT = (
@@ -17,31 +20,38 @@ class Deterministic(ModelWrapper):
     """Answers with the softmax of the plain model: the baseline that the other methods are compared with.
 
     Args:
-        model: A classifier that answers logits ``(B, C)`` (or a single logit, or probabilities), as a tensor or as the
-            ``logits`` of an object or dict.
+        model: A classifier that answers logits ``(B, C)`` or a single logit, as a tensor or as the ``logits`` of an
+            object or dict.
         temperature: What divides the logits in eval mode (see :class:`Tempered`), but not ``prediction.logits``.
+        outputs: ``"probabilities"`` for a model that ends in a softmax or a sigmoid, else ``"logits"``.
     """
 
-    def predict(self, inputs: Any, *, batch_size: int = 1024) -> Prediction:
+    def predict(self, inputs: Any, *, seed: int = 0, batch_size: int | None = None) -> Prediction:
         """Answers the Prediction for inputs of any length, in eval mode, in batches.
 
         Args:
-            inputs: What the model takes (a tensor, several, a dict of them), a Dataset or a DataLoader. Targets come
-                as the last entry of a tuple in a Dataset, or as ``labels`` in a dict.
-            batch_size: Inputs in one forward pass.
+            inputs: A tensor, a list or a dict of several, ``(inputs, targets)``, a Dataset, a DataLoader, a list of
+                examples (see :func:`hesitant.inputs.understood`).
+            seed: Of what draws; here nothing does.
+            batch_size: Inputs in one forward pass; None chooses by their size.
 
         Raises:
-            ValueError: The inputs are empty, or the model's output is not ``(B, C)``.
+            ValueError: The inputs are empty, the model's output is not ``(B, C)``, or is not what ``outputs`` says.
             TypeError: The inputs, or the model's output, are of an unknown type.
         """
-        outputs, targets, served = Gathered(), Gathered(), Served(self)
-        with evaluating(self) as device:
-            for batch in batches(inputs, batch_size):
-                served.append(batch)
-                batch = batch.to(device)
-                outputs.append(logits_of(self.model(*batch.args, **batch.kwargs)))
-                targets.append(batch.targets)
+        answer = self.answer(batches(inputs, batch_size), temperature=self.temperature, seed=seed)
+        return answer.with_calibration(calibration_digest(self))
+
+    def answer(self, given: Iterable[Batch], *, temperature: float, seed: int) -> Prediction:
+        """Answers the Prediction for batches, at a temperature in place of the method's own."""
+        model, device = in_eval_mode(self.model), device_of(self.model)
+        outputs, targets = Gathered(), Gathered()
+        for batch in given:
+            outputs.append(self.output_of(model, batch.to(device)))
+            targets.append(as_class_targets(batch.targets))
         output = outputs.tensor()
         assert output is not None
-        prediction = prediction_of(output, targets.tensor(), temperature=self.temperature, split_unavailable=_NO_SPLIT)
-        return prediction.with_served(served.tensor(len(prediction)))
+        require_kind(output, self.outputs, self.model)
+        return prediction_of(
+            output, self.outputs, targets.tensor(), temperature=temperature, split_unavailable=_NO_SPLIT
+        )

@@ -4,16 +4,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hesitant.methods.batches import Batch, map_tensors
+from hesitant.inputs import Batch, map_tensors
 from hesitant.methods.deep_ensemble import DeepEnsemble
-from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.random_state import derived_seed
 from hesitant.methods.sngp import SNGP
-from hesitant.methods.tempering import Tempered, at_temperature
-from hesitant.methods.wrapper import ModelWrapper
+from hesitant.methods.tempering import Tempered
 
 _ROUNDING = 2e-2  # of probabilities, in half precision
 
@@ -52,7 +50,7 @@ class Leaves(NamedTuple):
         )
 
 
-def leaves(method: Tempered, batch: Batch, *, batch_size: int, seed: int, position: int) -> Leaves:
+def leaves(method: Tempered, batch: Batch, *, seed: int, position: int) -> Leaves:
     """Answers the leaves of a method for a batch, on the CPU, without the method's own temperature.
 
     Those of methods within it are applied: what is fitted stands beside them.
@@ -60,40 +58,39 @@ def leaves(method: Tempered, batch: Batch, *, batch_size: int, seed: int, positi
     Args:
         method: What answers.
         batch: What it answers.
-        batch_size: Inputs in one forward pass.
         seed: Of dropout masks.
         position: Of the batch: masks of an input's own are others for another batch.
 
     Raises:
         ValueError: An SNGP's model makes something else of its logits than the mean-field approximation.
     """
-    with at_temperature(method, 1.0):
-        found = _leaves(method, replace(batch, targets=None), batch_size, derived_seed(seed, position), seed)
+    found = _leaves(method, replace(batch, targets=None), 1.0, derived_seed(seed, position), seed)
     return found._replace(targets=None if batch.targets is None else batch.targets.cpu())
 
 
-def _leaves(method: nn.Module, batch: Batch, batch_size: int, seed: int, shared_seed: int) -> Leaves:
+def _leaves(method: Tempered, batch: Batch, temperature: float, seed: int, shared_seed: int) -> Leaves:
     if isinstance(method, DeepEnsemble):
         parts = []
         for index, member in enumerate(method.members):
+            within: Tempered = method.method_of(member)
             seeds = (derived_seed(number, index) for number in (seed, shared_seed))
-            part = _leaves(member, map_tensors(batch, Tensor.clone), batch_size, *seeds)  # a model may write to them
-            parts.append(part._replace(logits=part.logits / method.temperature))
+            own = map_tensors(batch, Tensor.clone)  # a model may write to them
+            parts.append(_leaves(within, own, temperature * within.temperature, *seeds))
         return _joined(parts)
     if isinstance(method, MCDropout):
         # The same sub-networks for all inputs, or masks of each input's own.
-        own = shared_seed if method.masks == "shared" else seed
-        logits = method.predict_samples([batch], seed=own, batch_size=batch_size, log=True)
+        drawn_by = shared_seed if method.masks == "shared" else seed
+        logits = method.samples([batch], temperature=temperature, seed=drawn_by, log=True)
         each = torch.ones(len(logits), dtype=torch.float64)
         return Leaves(logits.cpu(), None, 0 * each, each / len(each), None)
-    answering: Any = method if isinstance(method, ModelWrapper) else Deterministic(method)
-    prediction = answering.predict([batch], batch_size=batch_size).to("cpu")
+    answering: Any = method
+    prediction = answering.answer([batch], temperature=temperature, seed=seed).to("cpu")
     one = torch.ones(1, dtype=torch.float64)
     if not isinstance(method, SNGP):
         return Leaves(prediction.log_probs.unsqueeze(0), None, 0 * one, one, None)
     factor = method.gp.mean_field_factor
     answer = Leaves(
-        (prediction.logits / method.temperature).unsqueeze(0),
+        (prediction.logits / temperature).unsqueeze(0),
         prediction.logit_variance.unsqueeze(0),
         (0.0 if factor is None or factor < 0 else factor) * one,
         one,

@@ -1,22 +1,22 @@
 """The answers of an ensemble's plain members: one after another, or as one where they are alike and that pays."""
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from hesitant.checks import as_finite
+from hesitant.inputs import Batch, map_tensors, tensors_of
 from hesitant.methods.alike import why_not_as_one
-from hesitant.methods.batches import Batch, logits_of, map_tensors, tensors_of
 from hesitant.methods.deterministic import Deterministic
+from hesitant.methods.outputs import Outputs, log_probs_of, logits_of, require_kind, require_rows
+from hesitant.methods.replica import in_eval_mode, replica
 from hesitant.methods.tempering import tempered
-from hesitant.methods.wrapper import Gathered, device_of, evaluating, log_probs_of
-
+from hesitant.methods.wrapper import Gathered, device_of, outputs_of
 
 class PlainMembers:
     """Plain models that answer the batches of one call, in eval mode and without gradients.
@@ -25,15 +25,18 @@ class PlainMembers:
         members: The models, or :class:`Deterministic` around them.
         vectorize: Whether they run as one by ``torch.func.vmap``: None on an accelerator, if they can, as a CPU is as
             fast one by one; True wherever they can; False nowhere.
+        outputs: What plain models answer; a :class:`Deterministic` says so itself.
     """
 
-    def __init__(self, members: Sequence[nn.Module], vectorize: bool | None) -> None:
+    def __init__(self, members: Sequence[nn.Module], vectorize: bool | None, outputs: Outputs) -> None:
         self.networks = [member.model if isinstance(member, Deterministic) else member for member in members]
+        self.kinds = [outputs_of(member) if isinstance(member, Deterministic) else outputs for member in members]
         self.temperatures = [member.temperature if isinstance(member, Deterministic) else 1.0 for member in members]
         devices = {device_of(network) for network in self.networks}
         wanted = devices != {torch.device("cpu")} if vectorize is None else vectorize
         as_one = wanted and len(devices) == 1 < len(members) and why_not_as_one(self.networks) is None
         self._as_one = _AsOne(self.networks) if as_one else None
+        self._asked = [in_eval_mode(network) for network in self.networks]
 
     @property
     def run_as_one(self) -> bool:
@@ -48,21 +51,26 @@ class PlainMembers:
         """
         outputs = self._outputs_as_one(group)
         if outputs is None:
-            outputs = [_gathered(network, network, group) for network in self.networks]
-        temperatures = enumerate(self.temperatures)
+            outputs = [_gathered(network, network, group) for network in self._asked]
         answers = [
-            tempered(_log_probs(index, output), temperature)
-            for (index, temperature), output in zip(temperatures, outputs, strict=True)
+            tempered(self._log_probs(index, output), temperature)
+            for index, (temperature, output) in enumerate(zip(self.temperatures, outputs, strict=True))
         ]
         require_same_shapes(answers)
         dtype = max((answer.dtype for answer in answers), key=lambda dtype: dtype.itemsize)
         return torch.stack([answer.to(answers[0].device, dtype) for answer in answers])
 
+    def _log_probs(self, index: int, output: Tensor) -> Tensor:
+        require_kind(output, self.kinds[index], self.networks[index])
+        return log_probs_of(
+            as_finite(f"the logits of members[{index}]", output, output.shape, like=output), self.kinds[index]
+        )
+
     def _outputs_as_one(self, group: Sequence[Batch]) -> Sequence[Tensor] | None:
         if self._as_one is None:
             return None
         try:
-            return _gathered(self._as_one, self.networks[0], group).unbind(1)
+            return _gathered(self._as_one, self.networks[0], group, across=True).unbind(1)
         except Exception:  # the code does what vmap cannot; an error of its own comes again, one by one
             self._as_one = None
             return None
@@ -72,7 +80,7 @@ class _AsOne:
     """Models that are alike, their weights stacked; called as one of them, answers ``(B, M, ...)``."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
-        self._first = networks[0]
+        self._first = replica(networks[0])  # the weights of each stand in it for the time of a call
         self._weights = _stacked([dict(network.named_parameters()) for network in networks])
         self._buffers = _stacked([dict(network.named_buffers()) for network in networks])
 
@@ -85,44 +93,44 @@ class _AsOne:
             return logits_of(functional_call(self._first, (weights, buffers), own.args, own.kwargs))
 
         versions = [buffer._version for buffer in self._buffers.values()]
-        with _batched_kernels_alone(next(iter(self._weights.values())).device):
+        with _BatchedKernelsAlone():
             output = vmap(answer, in_dims=(0, 0, None), out_dims=1)(self._weights, self._buffers, tensors_of(batch))
         if versions != [buffer._version for buffer in self._buffers.values()]:
             raise RuntimeError("the model writes to its buffers, which are here copies")
         return output
 
 
-@contextmanager
-def _batched_kernels_alone(device: torch.device) -> Iterator[None]:
-    """Keeps PyTorch from kernels that vmap would run member by member; where it finds no other, it raises."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
-            warnings.filterwarnings("error", "There is a performance drop because we have not yet implemented")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+class _BatchedKernelsAlone(TorchFunctionMode):
+    """Keeps PyTorch, in this thread, from the attention kernels that vmap would run member by member.
+
+    That any such mode is there turns the fused path of ``nn.TransformerEncoderLayer`` off.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Runs one function."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and args and args[0].device.type == "cpu":
+            return torch.ops.aten._scaled_dot_product_attention_math(*args, **kwargs)[0]
+        return func(*args, **kwargs)
 
 
-def _gathered(call: Callable[..., Any], network: nn.Module, group: Sequence[Batch]) -> Tensor:
-    outputs = Gathered()
-    with evaluating(network) as device:
-        for batch in group:
-            own = map_tensors(batch.to(device), Tensor.clone)  # a model may write to them
-            outputs.append(logits_of(call(*own.args, **own.kwargs)))
+@torch.no_grad()
+def _gathered(
+    call: Callable[..., Any], network: nn.Module, group: Sequence[Batch], *, across: bool = False
+) -> Tensor:
+    """Answers the outputs for all batches; ``across``: those of all members, ``(B, M, ...)``."""
+    outputs, device = Gathered(), device_of(network)
+    for batch in group:
+        own = map_tensors(batch.to(device), Tensor.clone)  # a model may write to them
+        output = logits_of(call(*own.args, **own.kwargs))
+        one = output[:, 0] if across and output.ndim > 1 else output
+        require_rows(one, batch.num_inputs, network)
+        outputs.append(output)
     output = outputs.tensor()
     assert output is not None
     return output
-
-
-def _log_probs(index: int, output: Tensor) -> Tensor:
-    if output.ndim not in (1, 2):
-        raise ValueError(
-            f"members[{index}] answers logits of shape {tuple(output.shape)}: expected (B, C), or (B, 1) or (B,) for a"
-            " binary model."
-        )
-    return log_probs_of(as_finite(f"the logits of members[{index}]", output, output.shape, like=output))
 
 
 def require_same_shapes(answers: Sequence[Tensor]) -> None:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,3 +43,9 @@ def seed_sequence(*numbers: int) -> np.random.SeedSequence:
 def derived_seed(*numbers: int) -> int:
     """Answers a seed below 2**63 that follows from numbers that are not negative, and is as good as independent."""
     return int(seed_sequence(*numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def require_seed(seed: Any) -> None:
+    """Raises ValueError for what is no integer from 0 to 2**63 - 1."""
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r} is no integer from 0 to 2**63 - 1.")

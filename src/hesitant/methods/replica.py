@@ -60,7 +60,7 @@ def replica(model: nn.Module, *, training: Callable[[nn.Module], bool] = lambda 
         for name, value in module.__dict__.items():
             if name not in _OF_EVERY_MODULE and type(value) not in _PLAIN:
                 state[name] = _own(value, doubles)
-        state["_buffers"] = module._buffers.copy()
+        state["_parameters"], state["_buffers"] = module._parameters.copy(), module._buffers.copy()
         state["_modules"] = {name: None if m is None else doubles[id(m)] for name, m in module._modules.items()}
         state["_compiled_call_impl"] = None
         state["training"] = training(module)

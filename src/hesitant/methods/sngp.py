@@ -1,23 +1,29 @@
 """SNGP: a distance-aware classifier from a single model and a single forward pass."""
 
-import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from hesitant.eager import run_eagerly
-from hesitant.methods.batches import batches, logits_of, shared_batches
+from hesitant.inputs import Batch, as_class_targets, batches, several_workers, shared_batches
+from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.classifier import find_classifier
+from hesitant.methods.continuation import Continuation, continuation_of, counted_positions
 from hesitant.methods.fingerprint import fingerprint
-from hesitant.methods.picking import at_position, picked_position
-from hesitant.methods.served import Served
+from hesitant.methods.outputs import Outputs, logits_of, require_kind
+from hesitant.methods.random_state import require_seed
+from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.tempering import taken
-from hesitant.methods.workers import raise_together, several_workers, share_weights
-from hesitant.methods.wrapper import Gathered, ModelWrapper, evaluating, prediction_of
-from hesitant.nn import CovarianceError, GaussianLogits, RandomFeatureGaussianProcess, SpectralNormalizer
+from hesitant.methods.workers import raise_together, share_weights
+from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of, prediction_of
+from hesitant.nn import CovarianceError, GaussianLogits, RandomFeatureGaussianProcess, SpectralNormalizer, recorded
+from hesitant.nn.gaussian_process_calls import GaussianProcessCall
 from hesitant.nn.laplace import CovarianceState
 from hesitant.nn.spectral_norm import ConvNorm
+from hesitant.nn.weight_watch import WeightWatch
 from hesitant.prediction import Prediction
 from hesitant.simplex import two_class_logits
 
@@ -54,6 +60,7 @@ class SNGP(ModelWrapper):
         generator: Draws the random features and the output weights.
         temperature: What divides the mean-field logits, and each draw, in eval mode (see :class:`Tempered`). The
             ``logits`` and the ``logit_variance`` of a prediction are those of the posterior, before it.
+        outputs: ``"probabilities"`` for a model that ends in a softmax or a sigmoid, else ``"logits"``.
         gp_options: Options of :class:`RandomFeatureGaussianProcess`, such as ``num_inducing``, ``kernel_scale`` (here
             ``"median"`` unless given), ``ridge_penalty``, ``momentum``, ``mean_field_factor``.
 
@@ -74,6 +81,7 @@ class SNGP(ModelWrapper):
         conv_norm: ConvNorm = "operator",
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
+        outputs: Outputs = "logits",
         **gp_options: Any,
     ) -> None:
         self._refuse_wrapped(model)
@@ -87,16 +95,15 @@ class SNGP(ModelWrapper):
             path for path, module in model.named_modules(remove_duplicate=False) if module is linear and path
         ]:
             model.set_submodule(alias, gp)
-        super().__init__(model if name else gp, temperature=temperature)
+        super().__init__(model if name else gp, temperature=temperature, outputs=outputs)
         self.classifier_name = name
         self.spectral_normalizer = (
             None if norm_bound is None else SpectralNormalizer(model, norm_bound, conv_norm=conv_norm)
         )
         self.register_buffer("fitted_fingerprint", torch.zeros((), dtype=torch.int64))
-        self._suspicion = _Suspicion()
-        self._had_gradients = False
+        self._watch = WeightWatch()
         for module in self.modules():
-            module.register_load_state_dict_post_hook(self._suspicion)
+            module.register_load_state_dict_post_hook(self._watch.weights_loaded)
         self.register_load_state_dict_post_hook(_factor_what_was_loaded)
         # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
         self._ddp_params_and_buffers_to_ignore = [
@@ -116,21 +123,25 @@ class SNGP(ModelWrapper):
         self._verify()
         return self.gp.covariance_state
 
-    def call(self, *args: Any, **kwargs: Any) -> Any:
+    def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], temperature: float) -> Any:
         """Answers the model's output: plain logits in training, mean-field logits in eval mode once fitted."""
-        if self.training:
-            self._suspicion.raised = True  # without gradients too: statistics move
-            if self.spectral_normalizer is not None and torch.is_grad_enabled():
-                self.spectral_normalizer.project()
-        else:
-            compiling = torch.compiler.is_compiling()
-            suspect = self._suspicion.raised or (self._had_gradients and not compiling)
-            if suspect and self.gp.covariance_state == "fitted":
+        if not self.training:
+            if self._watch.raised or not torch.compiler.is_compiling():
                 self._verify()
-            if not compiling:
-                # Fine-tuning runs in eval mode too: after a forward with gradients, a step may move the weights.
-                self._had_gradients = torch.is_grad_enabled()
-        return self._tempered(self.model(*args, **kwargs), kwargs)
+            return self.tempered_output(self.model(*args, **kwargs), kwargs, temperature)
+        if self.spectral_normalizer is not None and torch.is_grad_enabled():
+            self.spectral_normalizer.project()
+        if self.gp.laplace.momentum is None:
+            return self.model(*args, **kwargs)
+        with recorded() as calls:
+            output = self.model(*args, **kwargs)
+        for call in calls:
+            self.gp.update(_counted(call, output, kwargs))
+        return output
+
+    def calibration_state(self) -> tuple[Any, ...]:
+        """Answers what tells this method's scores from those of another."""
+        return *super().calibration_state(), self.outputs, self.gp.mean_field_factor
 
     @property
     def uncalibrated_factor(self) -> float | None:
@@ -150,21 +161,22 @@ class SNGP(ModelWrapper):
         """Sets the temperature to 1 and the mean-field factor to what it was before a calibration."""
         super().forget_calibration()
         self.gp.mean_field_factor, self._factor_before = self.uncalibrated_factor, None
-        self._served = {reason: digests for reason, digests in self._served.items() if reason != "factor"}
 
     def regularization_loss(self) -> Tensor:
         """Answers the L2 penalty on the output weights, to be added to the training loss."""
         return self.gp.regularization_loss()
 
-    def fit_covariance(self, data: Any, *, batch_size: int = 1024) -> None:
+    def fit_covariance(self, data: Any, *, batch_size: int | None = None) -> None:
         """Fits the covariance to the training data: one exact pass, without gradients or dropout, from scratch.
 
-        In a run of several workers all call this; each takes its share of the data with the weights of the first
-        worker, and their sums are added up: the result is that of one worker.
+        The pass runs apart: until it is done, and if it fails, the covariance is what it was. In a run of several
+        workers all call this; each takes its share of the data with the weights of the first worker, and their sums are
+        added up: the result is that of one worker.
 
         Args:
-            data: A Dataset, a DataLoader, tensors or a dict of them, with or without targets.
-            batch_size: Inputs in one forward pass, where the data has no batches of its own.
+            data: As for :func:`hesitant.fit`, with or without targets.
+            batch_size: Inputs in one forward pass, where the data has no batches of its own; None chooses by their
+                size.
 
         Raises:
             CovarianceError: The layer keeps a running covariance (``momentum``).
@@ -180,25 +192,24 @@ class SNGP(ModelWrapper):
             self.spectral_normalizer.project(
                 num_iterations=max(1, self.spectral_normalizer.warm_up_iterations), force=True
             )
-        gp.reset_covariance()
         share_weights(self.model)
+        product = torch.zeros_like(gp.laplace.data_precision)
+        count = torch.zeros((), dtype=torch.float64, device=product.device)
         failure: Exception | None = None
         try:
-            try:
-                self._sum_over(data, batch_size)
-            except Exception as error:
-                failure = error
-            raise_together(failure, gp.laplace.data_precision.device)
-        except BaseException:  # an interrupt too: half a sum is none
-            gp.reset_covariance()
-            raise
+            self._sum_over(data, batch_size, product, count)
+        except Exception as error:
+            failure = error
+        raise_together(failure, product.device)
         if several_workers():
-            gp.laplace.all_reduce()
-        if gp.covariance_state == "none":
+            dist.all_reduce(product)
+            dist.all_reduce(count)
+        if float(count) == 0:
             raise ValueError("data holds no batch that reached the classifier: expected at least one input.")
+        gp.laplace.replace(product, int(count))
         gp.factorize()
         self.fitted_fingerprint.fill_(self._fingerprint())
-        self._suspicion.raised = False
+        self._watch.trusts(self.model, self._laplace_prefix())
 
     def predict(
         self,
@@ -206,118 +217,139 @@ class SNGP(ModelWrapper):
         *,
         posterior: Literal["mean_field", "monte_carlo"] = "mean_field",
         num_samples: int = 100,
-        generator: torch.Generator | None = None,
-        batch_size: int = 1024,
+        seed: int = 0,
+        batch_size: int | None = None,
     ) -> Prediction:
         """Answers the Prediction for inputs of any length, in eval mode, in batches.
 
         Args:
-            inputs: What the model takes (a tensor, several, a dict of them), a Dataset or a DataLoader. Targets come
-                as the last entry of a tuple in a Dataset, or as ``labels`` in a dict.
+            inputs: A tensor, a list or a dict of several, ``(inputs, targets)``, a Dataset, a DataLoader, a list of
+                examples (see :func:`hesitant.inputs.understood`).
             posterior: ``"mean_field"`` answers with the softmax of the mean-field logits; ``"monte_carlo"`` with the
                 mean softmax of ``num_samples`` draws of the logits, which alone tells aleatoric from epistemic
                 uncertainty.
             num_samples: Draws for an input, with ``"monte_carlo"``.
-            generator: Draws them; None is one seeded with 0, so that two calls agree.
-            batch_size: Inputs in one forward pass.
+            seed: Of the draws, not negative.
+            batch_size: Inputs in one forward pass; None chooses by their size.
 
         Raises:
             CovarianceError: The covariance is not fitted, or stale.
-            ValueError: An argument is out of its range, or the inputs are empty.
+            ValueError: An argument is out of its range, the inputs are empty, or the model makes something else of its
+                classifier's logits than what a variance can be carried through.
         """
+        answer = self.answer(
+            batches(inputs, batch_size),
+            temperature=self.temperature,
+            seed=seed,
+            posterior=posterior,
+            num_samples=num_samples,
+        )
+        options: dict[str, Any] = {} if posterior == "mean_field" else {"num_samples": num_samples}
+        return answer.with_calibration(calibration_digest(self, posterior=posterior, **options))
+
+    def answer(
+        self,
+        given: Iterable[Batch],
+        *,
+        temperature: float,
+        seed: int,
+        posterior: Literal["mean_field", "monte_carlo"] = "mean_field",
+        num_samples: int = 100,
+    ) -> Prediction:
+        """Answers the Prediction for batches, at a temperature in place of the method's own."""
         if posterior not in ("mean_field", "monte_carlo"):
             raise ValueError(f"posterior={posterior!r} is not known: expected 'mean_field' or 'monte_carlo'.")
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} must be at least 1.")
+        require_seed(seed)
         self._verify()
-        gp = self.gp
-        gp.laplace.require_fitted("predict")
-        kept: list[GaussianLogits] = []
-        logits: list[Tensor] = []
+        self.gp.laplace.require_fitted("predict")
+        self.gp.factorize()  # here, for a replica would keep the factor to itself
+        model, device = in_eval_mode(self.model), device_of(self.model)
         outputs, targets, means, variances = Gathered(), Gathered(), Gathered(), Gathered()
-        served = Served(self)
-        gp.posterior_hook = kept.append
-        handle = gp.register_forward_hook(lambda _gp, _args, output: logits.append(output))
-        try:
-            with evaluating(self) as device:
-                for batch in batches(inputs, batch_size):
-                    kept.clear()
-                    logits.clear()
-                    served.append(batch)
-                    batch = batch.to(device)
-                    output = logits_of(self.model(*batch.args, **batch.kwargs))
-                    gaussian = self._posterior_of(output, kept, logits)
-                    outputs.append(output)
-                    targets.append(batch.targets)
-                    means.append(gaussian.mean)
-                    variances.append(gaussian.variance)
-        finally:
-            gp.posterior_hook = None
-            handle.remove()
+        for batch in given:
+            batch = batch.to(device)
+            with recorded() as calls:
+                output = self.output_of(model, batch)
+            gaussian = self._posterior_of(model, batch, calls, output)
+            outputs.append(output)
+            targets.append(as_class_targets(batch.targets))
+            means.append(gaussian.mean.reshape(output.shape))
+            variances.append(gaussian.variance.reshape(output.shape))
         answers, mean, variance = outputs.tensor(), means.tensor(), variances.tensor()
         assert answers is not None
         assert mean is not None
         assert variance is not None
+        require_kind(answers, self.outputs, self.model)
         if posterior == "monte_carlo":
-            generator = generator or torch.Generator(device).manual_seed(0)
-            gaussian = GaussianLogits(mean, variance)
-            prediction = _sampled(gaussian, targets.tensor(), num_samples, generator, self.temperature)
-        else:
-            prediction = prediction_of(
-                answers,
-                targets.tensor(),
-                temperature=self.temperature,
-                mean_logits=mean,
-                logit_variance=variance,
-                split_unavailable=_NO_SPLIT,
-            )
-        return prediction.with_served(served.tensor(len(prediction)))
+            generator = torch.Generator(device).manual_seed(seed)
+            return _sampled(GaussianLogits(mean, variance), targets.tensor(), num_samples, generator, temperature)
+        return prediction_of(
+            answers,
+            self.outputs,
+            targets.tensor(),
+            temperature=temperature,
+            mean_logits=mean,
+            logit_variance=variance,
+            split_unavailable=_NO_SPLIT,
+        )
 
     # ---------------------------------------------------------------- inside
 
-    def _sum_over(self, data: Any, batch_size: int) -> None:
-        gp = self.gp
-        with evaluating(self) as device:
-            gp.training = True  # without gradients: plain logits, no warning, nothing marked
-            if math.isnan(gp.kernel_scale) and several_workers():
-                # The median is agreed on by all workers, and one of them may have no share of the data.
-                first = next(batches(data, batch_size)).to(device)
-                self.model(*first.args, **first.kwargs)
-            passed: list[tuple[Tensor, Tensor]] = []
-            handle = gp.register_forward_hook(lambda _gp, args, output: passed.append((args[0], output)))
-            try:
-                for batch in shared_batches(data, batch_size):
-                    passed.clear()
-                    batch = batch.to(device)
-                    answer = self.model(*batch.args, **batch.kwargs)
-                    for features, logits in passed:
-                        try:
-                            position = picked_position(logits, logits_of(answer))
-                        except (TypeError, ValueError):  # whatever the model makes of them, all of them count
-                            position = None
-                        gp.update(at_position(features, position))
-            finally:
-                handle.remove()
+    @torch.no_grad()
+    def _sum_over(self, data: Any, batch_size: int | None, product: Tensor, count: Tensor) -> None:
+        """Adds up what this worker's share of the data says of the precision."""
+        gp, model, device = self.gp, in_eval_mode(self.model), device_of(self.model)
+        if gp.needs_kernel_scale and several_workers():
+            # The median is agreed on by all workers, and one of them may have no share of the data.
+            first = next(batches(data, batch_size)).to(device)
+            with recorded(plain=True) as calls:
+                model(*first.args, **first.kwargs)
+            for call in calls:
+                gp.contribution(call.inputs)
+        for batch in shared_batches(data, batch_size):
+            batch = batch.to(device)
+            with recorded(plain=True) as calls:
+                answer = model(*batch.args, **batch.kwargs)
+            for call in calls:
+                summed, number = gp.contribution(_counted(call, answer, batch.kwargs))
+                product += summed
+                count += number
 
-    def _posterior_of(self, answer: Tensor, kept: list[GaussianLogits], logits: list[Tensor]) -> GaussianLogits:
-        """Answers the Gaussian of the logits that the model answered with, in their shape."""
-        if len(kept) != 1:
+    def _posterior_of(
+        self, model: nn.Module, batch: Batch, calls: list[GaussianProcessCall], output: Tensor
+    ) -> GaussianLogits:
+        """Answers the Gaussian of the logits that the model answered with."""
+        if len(calls) != 1 or calls[0].posterior is None:
             raise ValueError(
-                f"predict: the model ran its classifier {len(kept)} times in one forward pass: the variance of what it"
+                f"predict: the model ran its classifier {len(calls)} times in one forward pass: the variance of what it"
                 " makes of that is not known. softmax(model(x)) is the predictive distribution all the same."
             )
-        position = picked_position(logits[0], answer)
-        mean, variance = (at_position(part, position) for part in (kept[0].mean, kept[0].variance))
-        return GaussianLogits(mean.reshape(answer.shape), variance.reshape(answer.shape))
+
+        def again(values: Tensor) -> Tensor:
+            with recorded(answering=[values]), torch.no_grad():
+                return logits_of(model(*batch.args, **batch.kwargs))
+
+        call = calls[0]
+        assert call.posterior is not None
+        found: Continuation = continuation_of(
+            call.output, output, again, probabilities=self.outputs == "probabilities"
+        )
+        return GaussianLogits(found.mean(call.posterior.mean), found.variance(call.posterior.variance))
 
     @run_eagerly
     def _verify(self) -> None:
-        """Marks the covariance stale if the weights are not, to the bit, those that it was fitted with."""
-        gp = self.gp
-        self._suspicion.raised = False
+        """Marks the covariance stale if the weights are not, to the bit, those that it was fitted with.
+
+        All weights are read only where something may have moved them: see :class:`WeightWatch` for what it sees.
+        """
+        gp, prefix = self.gp, self._laplace_prefix()
         exact = gp.covariance_state == "fitted" and gp.laplace.momentum is None
-        if exact and int(self.fitted_fingerprint) != self._fingerprint():
-            gp.laplace.mark_stale()
+        if exact and self._watch.suspects(self.model, prefix):
+            if int(self.fitted_fingerprint) == self._fingerprint():
+                self._watch.trusts(self.model, prefix)
+            else:
+                gp.laplace.mark_stale()
 
     def _fingerprint(self) -> int:
         return fingerprint(self.model, without=self._laplace_prefix())
@@ -331,6 +363,7 @@ class SNGP(ModelWrapper):
         super()._apply(fn, recurse)
         if held and not self.fitted_fingerprint.is_meta:
             self.fitted_fingerprint.fill_(self._fingerprint())
+            self._watch.trusts(self.model, self._laplace_prefix())
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -354,17 +387,13 @@ class SNGP(ModelWrapper):
                 raise ValueError(f"model has a Gaussian process already, at {name!r}: wrap the plain model.")
 
 
-class _Suspicion:
-    """A load_state_dict hook on every module: whoever loads weights, wherever, the covariance is checked again.
-
-    It knows no module: who copies a layer with its hooks, as dynamo does, would copy the whole model.
-    """
-
-    def __init__(self) -> None:
-        self.raised = False
-
-    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
-        self.raised = True
+def _counted(call: GaussianProcessCall, answer: Any, kwargs: dict[str, Any]) -> Tensor:
+    """Answers the features ``(..., D)`` of a call that have a part in the model's answer: padding has none."""
+    try:
+        logits = logits_of(answer)
+    except TypeError:  # whatever the model makes of them, all of them count
+        return call.inputs
+    return counted_positions(call.inputs, call.output, logits, kwargs.get("attention_mask"))
 
 
 def _factor_what_was_loaded(module: nn.Module, incompatible_keys: Any) -> None:

@@ -1,8 +1,6 @@
 """A temperature: one number that sharpens or softens all that a method answers."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,7 +24,6 @@ class Tempered(nn.Module):
     """
 
     _temperature: float = 1.0
-    _served: Mapping[str, Tensor] = {}  # what remembers no input shares one empty mapping; it is replaced, never filled
 
     @property
     def temperature(self) -> float:
@@ -42,7 +39,10 @@ class Tempered(nn.Module):
         if isinstance(value, bool) or not 0 < number < math.inf:
             raise ValueError(f"temperature={value!r} is no positive, finite number: 1.0 changes nothing.")
         self._temperature = number
-        self._served = {reason: digests for reason, digests in self._served.items() if reason != "calibrate"}
+
+    def calibration_state(self) -> tuple[Any, ...]:
+        """Answers what tells this method's scores from those of another: its kind, its temperature, what it sets."""
+        return type(self).__name__, self._temperature
 
     def forget_calibration(self) -> None:
         """Sets the temperature to 1; those of members stay."""
@@ -88,13 +88,3 @@ def tempered(log_probs: Tensor, temperature: float) -> Tensor:
     """Answers the log-probabilities ``(..., C)`` of ``p^(1/T)``, divided by the sum over the classes."""
     return log_probs if temperature == 1 else torch.log_softmax(log_probs / temperature, -1)
 
-
-@contextmanager
-def at_temperature(method: Tempered, temperature: float) -> Iterator[None]:
-    """Gives the method this temperature, and its own back afterwards."""
-    before = method._temperature
-    method._temperature = temperature
-    try:
-        yield
-    finally:
-        method._temperature = before

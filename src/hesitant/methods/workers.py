@@ -4,10 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-
-def several_workers() -> bool:
-    """Answers whether this process is one of several."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+from hesitant.inputs import several_workers
 
 
 @torch.no_grad()

@@ -1,19 +1,27 @@
-"""What every method around one model shares: the model's signature, its attributes, its modes."""
+"""What every method around one model shares: the model's signature, its attributes, how it is asked."""
 
 import inspect
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hesitant.checks import as_floating
-from hesitant.methods.batches import logits_of, with_logits
+from hesitant.inputs import Batch
+from hesitant.methods.outputs import (
+    OutputProbe,
+    Outputs,
+    log_probs_of,
+    logits_of,
+    require_outputs_argument,
+    require_rows,
+    with_logits,
+)
 from hesitant.methods.tempering import Tempered, tempered
 from hesitant.prediction import Prediction
-from hesitant.simplex import exact_log, two_class_logits
+from hesitant.simplex import two_class_logits
 
 
 class ModelWrapper(Tempered):
@@ -24,13 +32,16 @@ class ModelWrapper(Tempered):
     """
 
     model: nn.Module
+    _outputs_seen: bool = False  # whether the code has been seen to end as ``outputs`` says
 
-    def __init__(self, model: nn.Module, *, temperature: float = 1.0) -> None:
+    def __init__(self, model: nn.Module, *, temperature: float = 1.0, outputs: Outputs = "logits") -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
+        require_outputs_argument(outputs)
         self.model = model
         self.temperature = temperature
+        self.outputs: Outputs = outputs
         bind_forward(self, model)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -44,13 +55,43 @@ class ModelWrapper(Tempered):
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Answers what ``forward`` answers: in eval mode logits whose softmax is the predictive distribution."""
-        return self._tempered(self.model(*args, **kwargs), kwargs)
+        return self.ask(args, kwargs, self.temperature)
 
-    def _tempered(self, output: Any, kwargs: dict[str, Any]) -> Any:
+    def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], temperature: float) -> Any:
+        """Answers what ``forward`` answers to these arguments at a temperature, in place of the method's own."""
+        return self.tempered_output(self.model(*args, **kwargs), kwargs, temperature)
+
+    def tempered_output(self, output: Any, kwargs: dict[str, Any], temperature: float) -> Any:
         """Answers what the model answered, its logits divided by the temperature; in training mode as it is."""
-        if self.training or self.temperature == 1:
+        if self.training or (temperature == 1 and self.outputs == "logits"):
             return output
-        return with_logits(output, _divided(logits_of(output), self.temperature), kwargs.get("labels"))
+        logits = logits_of(output)
+        if logits.ndim not in (1, 2):
+            raise ValueError(
+                f"the model answers logits of shape {tuple(logits.shape)}, which a temperature of {temperature:g}"
+                " cannot divide: expected (B, C), or (B, 1) or (B,) for a binary model. Set temperature=1.0."
+            )
+        log_probs = tempered(log_probs_of(logits, self.outputs), temperature).to(logits.dtype)
+        return with_logits(output, log_probs, kwargs.get("labels"))
+
+    def output_of(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Answers the logits of a batch, without gradients; the first time it looks at how the code ends.
+
+        Args:
+            model: The method's model, or a replica of it.
+            batch: What it is asked, on the model's device.
+
+        Raises:
+            ValueError: The code ends in a softmax or sigmoid and ``outputs`` does not say so, or the answer is not one
+                row for each input.
+        """
+        rows = batch.num_inputs
+        with torch.no_grad():
+            if self._outputs_seen:
+                return require_rows(logits_of(model(*batch.args, **batch.kwargs)), rows, self.model)
+            logits = probed_logits(model, batch, self.outputs)
+        self._outputs_seen = True
+        return require_rows(logits, rows, self.model)
 
     def __getattr__(self, name: str) -> Any:
         """Answers the model's attribute where the wrapper has none of that name."""
@@ -61,6 +102,59 @@ class ModelWrapper(Tempered):
             if model is None:
                 raise
             return getattr(model, name)
+
+
+def prediction_of(
+    output: Tensor,
+    outputs: Outputs,
+    targets: Tensor | None,
+    *,
+    temperature: float,
+    mean_logits: Tensor | None = None,
+    logit_variance: Tensor | None = None,
+    split_unavailable: str | None = None,
+) -> Prediction:
+    """Answers the Prediction of a model's output ``(B, C)``, at a temperature that its ``logits`` do not know."""
+    if outputs == "logits":
+        if temperature != 1:
+            output = as_floating("logits", output)  # half precision would round once more
+            mean_logits = output if mean_logits is None else mean_logits
+            output = output / temperature
+        return Prediction.from_logits(
+            output,
+            targets=targets,
+            mean_logits=mean_logits,
+            logit_variance=logit_variance,
+            split_unavailable=split_unavailable,
+        )
+    log_probs = tempered(log_probs_of(output, outputs), temperature)
+    return Prediction(
+        log_probs.exp(),
+        targets=targets,
+        log_probs=log_probs,
+        logits=None if mean_logits is None else two_class_logits(mean_logits),
+        logit_variance=None if logit_variance is None else two_class_logits(logit_variance),
+        split_unavailable=split_unavailable,
+    )
+
+
+def probed_logits(model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor:
+    """Answers the logits of a batch.
+
+    Raises:
+        ValueError: The code ends in a softmax or sigmoid, and ``outputs`` are said to be logits.
+    """
+    if outputs == "probabilities" or any("_orig_mod" in module._modules for module in model.modules()):
+        return logits_of(model(*batch.args, **batch.kwargs))  # compiled code is not looked into
+    with OutputProbe() as probe:
+        logits = logits_of(model(*batch.args, **batch.kwargs))
+    probe.require(logits, outputs, model)
+    return logits
+
+
+def outputs_of(model: nn.Module) -> Outputs:
+    """Answers what a model's outputs are: logits, unless a method around it says otherwise."""
+    return model.outputs if isinstance(model, ModelWrapper) else "logits"
 
 
 def bind_forward(wrapper: nn.Module, model: nn.Module) -> None:
@@ -81,20 +175,6 @@ def device_of(module: nn.Module) -> torch.device:
     """Answers where the module's first weight is."""
     tensors = (tensor for tensors in (module.parameters(), module.buffers()) for tensor in tensors)
     return next(tensors, torch.empty(0)).device
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Puts the model into eval mode without gradients, gives its device, and restores every mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    device = device_of(model)
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield device
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 class Gathered:
@@ -134,89 +214,3 @@ class Gathered:
         if 0 < self._missing < self._batches:
             raise ValueError("some batches have targets and some have none: give all of them targets, or none.")
         return None if self._storage is None else self._storage[: self._length]
-
-
-def prediction_of(
-    output: Tensor,
-    targets: Tensor | None,
-    *,
-    temperature: float = 1.0,
-    mean_logits: Tensor | None = None,
-    logit_variance: Tensor | None = None,
-    split_unavailable: str | None = None,
-) -> Prediction:
-    """Answers the Prediction of a model's output: logits ``(B, C)``, a single logit, or probabilities that sum to 1.
-
-    Its ``logits`` are those before the temperature.
-    """
-    if is_distribution(output):
-        log_probs = None if temperature == 1 else tempered(log_probs_of(output, True), temperature)
-        return Prediction(
-            output if log_probs is None else log_probs.exp(),
-            targets=targets,
-            log_probs=log_probs,
-            logits=mean_logits,
-            logit_variance=logit_variance,
-            split_unavailable=split_unavailable,
-        )
-    if temperature != 1:
-        output = as_floating("logits", output)  # half precision would round once more
-        mean_logits = output if mean_logits is None else mean_logits
-        output = output / temperature
-    return Prediction.from_logits(
-        output,
-        targets=targets,
-        mean_logits=mean_logits,
-        logit_variance=logit_variance,
-        split_unavailable=split_unavailable,
-    )
-
-
-def log_probs_of(output: Tensor, distribution: bool | None = None) -> Tensor:
-    """Answers the log-probabilities ``(B, C)`` of a model's output: logits, a single logit, or probabilities.
-
-    ``distribution`` says which, where that is known: to look costs as much as the rest.
-    """
-    logits = two_class_logits(output)
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
-    if torch.compiler.is_compiling():  # which cannot look at numbers
-        return torch.where(_sums_to_one(output), exact_log(logits.clamp(min=0)), torch.log_softmax(logits, -1))
-    if not (is_distribution(output) if distribution is None else distribution):
-        return torch.log_softmax(logits, -1)
-    # The rows of a half precision miss 1 by up to its epsilon.
-    return exact_log(logits if output.dtype.itemsize >= 4 else logits / logits.sum(-1, keepdim=True))
-
-
-def is_distribution(output: Tensor) -> bool:
-    """Whether a model's output ``(B, C)`` has been through a softmax already: no entry negative, each row sums to 1."""
-    if output.ndim != 2 or output.shape[1] < 2 or len(output) == 0:
-        return False
-    return bool(_sums_to_one(output))
-
-
-def _divided(output: Tensor, temperature: float) -> Tensor:
-    """Answers the logits ``(B, C)`` of a model's output, a single one as two, divided by the temperature.
-
-    Raises:
-        ValueError: The output is none of one row an input.
-    """
-    if output.ndim not in (1, 2):
-        raise ValueError(
-            f"the model answers logits of shape {tuple(output.shape)}, which a temperature of {temperature:g} cannot"
-            " divide: expected (B, C), or (B, 1) or (B,) for a binary model. Set temperature=1.0."
-        )
-    logits = two_class_logits(output) / temperature
-    if torch.compiler.is_compiling():  # which cannot look at numbers
-        if output.ndim == 1 or output.shape[1] == 1:
-            return logits
-        log_probs = tempered(log_probs_of(output, True), temperature)
-        return torch.where(_sums_to_one(output), log_probs.to(logits.dtype), logits)
-    return tempered(log_probs_of(output, True), temperature) if is_distribution(output) else logits
-
-
-def _sums_to_one(output: Tensor) -> Tensor:
-    if output.ndim != 2 or output.shape[1] < 2:
-        return torch.zeros((), dtype=torch.bool, device=output.device)
-    # Rounding its entries moves a sum by half an epsilon; a wider tolerance would take half-precision logits for one.
-    tolerance = max(torch.finfo(output.dtype).eps, 64 * torch.finfo(torch.float32).eps)
-    return (output >= 0).all() & ((output.double().sum(1) - 1).abs() <= tolerance).all()

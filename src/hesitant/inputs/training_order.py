@@ -1,78 +1,55 @@
-"""What fit trains on: tensors, a Dataset or a DataLoader as batches, in an order of each model's own."""
+"""Data as training goes through it: shuffled, in an order of each model's own."""
 
 import copy
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    SequentialSampler,
-    Subset,
-    TensorDataset,
-)
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
+
+from hesitant.inputs.batch import Batch
+from hesitant.inputs.collate import collate
+from hesitant.inputs.data import Loader, Rows, Stream, Unsized, understood
 
 
-def as_dataset(data: Any) -> Any:
-    """Answers tensors and lists of inputs as a Dataset, and all else as it is.
+def training_loader(data: Any, batch_size: int, generator: torch.Generator) -> "DataLoader[Any]":
+    """Answers data in shuffled batches; a DataLoader, or a stream, in its own.
 
     Raises:
-        TypeError: The data is a tuple of something else.
-    """
-    if isinstance(data, (tuple, list)) and len(data) > 1 and all(isinstance(x, Tensor) for x in data):
-        return TensorDataset(*data)
-    if isinstance(data, tuple):
-        kinds = ", ".join(type(entry).__name__ for entry in data)
-        raise TypeError(
-            f"data is a tuple of {kinds or 'nothing'}: expected tensors, the targets last. Arrays and lists become"
-            " tensors with torch.as_tensor; inputs that stand for themselves belong in a list or a Dataset."
-        )
-    if isinstance(data, (tuple, list)):
-        return Subset(data, range(len(data)))  # type: ignore[arg-type]  # of inputs; elsewhere a list is one of batches
-    return data
-
-
-def training_loader(data: Any, batch_size: int, generator: torch.Generator) -> DataLoader[Any]:
-    """Answers data in shuffled batches; a DataLoader as it is.
-
-    Raises:
-        TypeError: The data is of an unknown type.
+        TypeError: The data is of an unknown kind, or an iterator, which can be gone through once alone.
         ValueError: It is empty.
     """
-    data = as_dataset(data)
-    if isinstance(data, DataLoader):
-        return data
-    if not isinstance(data, Dataset) and (isinstance(data, Mapping) or not hasattr(data, "__getitem__")):
-        raise TypeError(
-            f"data is a {type(data).__name__}: expected a Dataset, a DataLoader, or a tuple of tensors, the targets"
-            " last."
-        )
-    if len(cast(Any, data)) == 0:
-        raise ValueError("data is empty: expected at least one input.")
-    if type(data) is TensorDataset:
-        rows = _Rows(data.tensors)
+    kind = understood(data)
+    if isinstance(kind, Loader):
+        return kind.loader
+    if isinstance(kind, Unsized):
+        return kind.loader(batch_size)
+    if isinstance(kind, Stream):
+        if isinstance(kind.items, Iterator):
+            raise TypeError(
+                f"data is a {type(kind.items).__name__}, which can be gone through once: expected tensors, a Dataset, a"
+                " DataLoader, or an iterable that begins anew each time."
+            )
+        return DataLoader(_Batches(kind), batch_size=None, collate_fn=_as_they_are, generator=generator)
+    if isinstance(kind, Rows):
+        rows = _Rows(kind)
         return DataLoader(rows, batch_size=batch_size, shuffle=True, generator=generator, collate_fn=_as_they_are)
-    return DataLoader(data, batch_size=batch_size, shuffle=True, generator=generator)
+    return DataLoader(kind.dataset, batch_size=batch_size, shuffle=True, generator=generator, collate_fn=collate)
 
 
-def member_loader(data: Any, batch_size: int, generator: torch.Generator) -> DataLoader[Any]:
+def member_loader(data: Any, batch_size: int, generator: torch.Generator) -> "DataLoader[Any]":
     """Answers the batches of one member of an ensemble, in the order that its generator draws.
 
     A DataLoader that shuffles is made anew around the same Dataset; one that goes through its data in order does so for
     every member.
 
     Raises:
-        TypeError: The data is of an unknown type.
+        TypeError: The data is of an unknown kind.
         ValueError: It is empty, or a DataLoader whose sampler cannot be given another generator.
     """
     loader = training_loader(data, batch_size, generator)
-    if loader is not data:
-        return loader
-    if isinstance(loader.dataset, IterableDataset):
+    if not isinstance(understood(data), Loader) or isinstance(loader.dataset, IterableDataset):
         return loader
     batched = loader.batch_sampler is not None
     plain = type(loader.batch_sampler) is BatchSampler
@@ -105,10 +82,10 @@ def member_loader(data: Any, batch_size: int, generator: torch.Generator) -> Dat
     )
 
 
-def tensors_of(data: Any) -> tuple[Tensor, ...] | None:
+def rows_of(data: Any) -> Rows | None:
     """Answers the tensors that the data consists of, or None: rows of these can be taken for many members at once."""
-    dataset = as_dataset(data)
-    return dataset.tensors if type(dataset) is TensorDataset and len(dataset) > 0 else None
+    kind = understood(data)
+    return kind if isinstance(kind, Rows) else None
 
 
 class Order:
@@ -128,18 +105,17 @@ class Order:
 class _Rows(Dataset[Any]):
     """Tensors, indexed a batch at a time: collating single rows costs more than a step of a small network."""
 
-    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self.tensors = tensors
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
 
     def __len__(self) -> int:
-        return len(self.tensors[0])
+        return self.rows.length
 
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return tuple(tensor[index] for tensor in self.tensors)
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        chosen = torch.tensor(indices)
-        return tuple(tensor[chosen] for tensor in self.tensors)
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self.rows.take(torch.tensor(indices))
 
 
 class _Positions(Dataset[Any]):
@@ -156,6 +132,16 @@ class _Positions(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> Tensor:
         return torch.tensor(indices)
+
+
+class _Batches(IterableDataset[Batch]):
+    """A stream of batches."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.stream.batches(None)
 
 
 def _as_they_are(rows: Any) -> Any:

@@ -1,0 +1,34 @@
+"""What data is, answered once: ``understood`` for all verbs, ``batches`` for who reads it.
+
+A tuple is ``(inputs, targets)``; a list of tensors, or a dict of them, is several inputs of the model. Training goes
+through data in an order of its own (``training_loader``, ``member_loader``), the workers of a distributed run share it
+(``shared_batches``), and what is compared is read again and again in one order (``RepeatableData``).
+"""
+
+from hesitant.inputs.batch import Batch, map_tensors, num_inputs, tensors_of
+from hesitant.inputs.collate import as_batch
+from hesitant.inputs.data import Rows, batches, understood
+from hesitant.inputs.numbers import as_class_targets, as_targets
+from hesitant.inputs.repeatable import RepeatableData
+from hesitant.inputs.shares import several_workers, shared_batches
+from hesitant.inputs.training_order import Order, member_loader, rows_of, training_loader
+
+__all__ = [
+    "Batch",
+    "Order",
+    "RepeatableData",
+    "Rows",
+    "as_batch",
+    "as_class_targets",
+    "as_targets",
+    "batches",
+    "map_tensors",
+    "member_loader",
+    "num_inputs",
+    "rows_of",
+    "several_workers",
+    "shared_batches",
+    "tensors_of",
+    "training_loader",
+    "understood",
+]

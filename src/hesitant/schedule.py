@@ -1,0 +1,45 @@
+"""When a learning-rate schedule advances: after each step of the optimizer, or after each epoch."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+MakeScheduler = Callable[[Optimizer], LRScheduler]
+Every = Literal["epoch", "step"]
+
+
+class Schedule:
+    """The learning-rate schedule of one optimizer.
+
+    Args:
+        make: Makes it of the optimizer; None is a constant rate.
+        every: ``"step"``, as warm-up and OneCycle need, or ``"epoch"``. ReduceLROnPlateau goes by what an epoch came
+            to: the validation NLL, or without validation data the training loss.
+        optimizer: Whose rate it sets.
+
+    Raises:
+        ValueError: A ReduceLROnPlateau is to advance after each step.
+    """
+
+    def __init__(self, make: MakeScheduler | None, every: Every, optimizer: Optimizer) -> None:
+        self.scheduler = None if make is None else make(optimizer)
+        self._every = every
+        if every == "step" and isinstance(self.scheduler, ReduceLROnPlateau):
+            raise ValueError("schedule_every='step' and a ReduceLROnPlateau, which goes by epochs: leave it out.")
+
+    def after_step(self) -> None:
+        """Advances a schedule of steps."""
+        if self.scheduler is not None and self._every == "step":
+            self.scheduler.step()
+
+    def after_epoch(self, train_loss: float, validation_nll: float | None) -> None:
+        """Advances a schedule of epochs."""
+        if self.scheduler is None or self._every == "step":
+            return
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            plateau: Any = self.scheduler
+            plateau.step(train_loss if validation_nll is None else validation_nll)
+        else:
+            self.scheduler.step()
