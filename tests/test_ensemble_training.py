@@ -17,7 +17,7 @@ from hesitant.ensemble_history import EnsembleHistory
 from hesitant.methods.member_masks import Drawing, MemberMasks, drawing_from
 from hesitant.methods.random_state import derived_seed
 from hesitant.nn.models import MLP, DeepResNet
-from hesitant.training_data import Order, training_loader
+from hesitant.inputs import Order, training_loader
 
 
 def generator(seed: int = 0) -> torch.Generator:

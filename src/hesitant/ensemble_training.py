@@ -18,7 +18,8 @@ from hesitant.methods.member_masks import MemberDropout
 from hesitant.methods.random_state import derived_seed
 from hesitant.methods.tempering import forget_calibrations
 from hesitant.stacking_rules import probed, why_one_by_one
-from hesitant.training_run import History, Settings, accelerating, seeded, train
+from hesitant.training_run import History, accelerating, seeded, train
+from hesitant.training_settings import Settings
 
 __all__ = ["EnsembleHistory", "train_ensemble"]
 

@@ -20,7 +20,8 @@ from hesitant.methods.member_masks import Drawing, MemberMasks, drawing_from
 from hesitant.methods.outputs import logits_of
 from hesitant.nn.laplace import LaplaceCovariance
 from hesitant.schedule import Schedule
-from hesitant.training_run import NO_TARGETS, Settings, finite, require_classes
+from hesitant.training_run import finite, require_classes
+from hesitant.training_settings import NO_TARGETS, Settings
 
 _AGREEMENT = {"no": 1e-3, "bf16": 5e-2}  # of a member's loss among others with its loss alone, relative
 

@@ -19,16 +19,18 @@ from hesitant.inputs import Batch, Order, Rows, as_batch, as_targets, member_loa
 from hesitant.member_stack import CannotStackError, MemberStack, member_losses, rows_for_all
 from hesitant.methods import SNGP
 from hesitant.methods.member_masks import Drawing, MemberMasks, drawing_from
+from hesitant.run_identity import run_identity
+from hesitant.schedule import Schedule
 from hesitant.stacking_rules import probed
 from hesitant.training_run import (
     History,
-    Settings,
     fit_covariance,
     progress_bar,
     seeded,
     validation_nll,
     weights_of,
 )
+from hesitant.training_settings import Settings
 
 _DATA_ON_DEVICE = 2**30  # bytes of training data that are kept on an accelerator
 
@@ -51,6 +53,7 @@ class MembersTogether:
         self.rows = rows
         # What a Dataset draws from the global generator, each member's draws for itself.
         self.random_states = [_seeded_state(seed) for seed in seeds]
+        self.identities: list[Any] = []
         self.progress = [Progress() for _ in members]
         self.best: list[dict[str, Tensor] | None] = [None for _ in members]
 
@@ -62,7 +65,9 @@ class MembersTogether:
         firsts = []
         for seed in self.seeds:
             with seeded(seed, self.device):
-                firsts.append(self._checked(first_batch(self._loader(torch.Generator().manual_seed(seed)), self.device)))
+                firsts.append(
+                    self._checked(first_batch(self._loader(torch.Generator().manual_seed(seed)), self.device))
+                )
         _keep_freed_blocks()
         # The other kernels of attention vmap would run member by member.
         with sdpa_kernel(SDPBackend.MATH), ExitStack() as leaving:
@@ -195,6 +200,7 @@ class MembersTogether:
                 self.best[index],
                 stack.schedule.scheduler,
                 random_states={"cpu": self.random_states[index].unsqueeze(0)},
+                run=self.identities[index],
             )
         for path in paths:
             assert path is not None
@@ -202,6 +208,9 @@ class MembersTogether:
 
     def _load(self) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
         """Goes back to the members' checkpoints; answers the state of their optimizers, and of the schedule."""
+        if self.settings.checkpoint is None:
+            return None
+        self.identities = [self._identity(index) for index in range(len(self.members))]
         paths = [path for index in range(len(self.members)) if (path := checkpoint_of(self.settings, index))]
         if not any(path.exists() for path in paths):
             return None
@@ -217,6 +226,7 @@ class MembersTogether:
                 optimizer,  # type: ignore[arg-type]
                 self.generators[index],
                 scheduler,
+                run=self.identities[index],
             )
             self.random_states[index] = torch.get_rng_state()
             states.append(optimizer.state)
@@ -224,6 +234,13 @@ class MembersTogether:
         if any(p.epoch != done and not self._stopped(index) for index, p in enumerate(self.progress)):
             raise CannotStackError("the members' checkpoints are of different epochs")
         return states, scheduler.state
+
+    def _identity(self, index: int) -> Any:
+        """Answers what identifies the run of one member, as if it trained alone."""
+        own = replace(self.settings, seed=self.seeds[index])
+        optimizer = own.make_optimizer([p for p in self.members[index].parameters() if p.requires_grad])
+        schedule = Schedule(own.make_scheduler, own.schedule_every, optimizer)
+        return run_identity(self.members[index], own, self._loader(torch.Generator()), optimizer, schedule, 1)
 
 
 def first_batch(loader: DataLoader[Any], device: torch.device) -> Batch:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hesitant.checks import as_finite, as_floating, as_rows, as_tensor
+from hesitant.checks import as_finite, as_floating, as_rows
 from hesitant.mixture import Mixture
 from hesitant.simplex import (
     as_class_indices,

@@ -13,7 +13,7 @@ from hesitant.methods.alike import why_not_as_one
 from hesitant.methods.member_masks import Drawing, Probe
 from hesitant.methods.outputs import OutputProbe, logits_of
 from hesitant.nn import RandomFeatureGaussianProcess
-from hesitant.training_run import Settings
+from hesitant.training_settings import Settings
 
 # On a CPU convolutions, and matrices that fill its caches, are as fast one by one.
 _DENSE = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.PReLU, RandomFeatureGaussianProcess)

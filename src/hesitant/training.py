@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from hesitant.ensemble_training import EnsembleHistory, train_ensemble
 from hesitant.methods.deep_ensemble import DeepEnsemble
 from hesitant.schedule import Every, MakeScheduler
-from hesitant.training_run import History, Loss, MixedPrecision, Settings, adamw, cross_entropy, train
+from hesitant.training_run import History, adamw, train
+from hesitant.training_settings import Loss, MixedPrecision, Settings, cross_entropy
 
 __all__ = ["EnsembleHistory", "History", "Loss", "MixedPrecision", "cross_entropy", "fit"]
 
@@ -78,8 +79,8 @@ def fit(
         max_grad_norm: Clips the norm of the gradient.
         seed: Of the data's order and of dropout; the global random state is as before afterwards.
         checkpoint: A file to which the run is saved after each epoch; if it is there already, training goes on from
-            it, to the result that an unbroken run has; that of another run is refused. The members of an ensemble have one each, with ``.member0``,
-            ``.member1`` ... behind the name.
+            it, to the result that an unbroken run has; that of another run is refused. The members of an ensemble have
+            one each, with ``.member0``, ``.member1`` ... behind the name.
         device: ``"cpu"`` keeps training off the GPU; None lets Accelerate choose.
         progress: Whether to show a bar.
 

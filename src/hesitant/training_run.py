@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -18,23 +17,15 @@ from hesitant.checkpoint import Progress, global_random_states, load_checkpoint,
 from hesitant.inputs import Batch, as_batch, as_targets, training_loader
 from hesitant.methods import SNGP, Deterministic
 from hesitant.methods.member_masks import MemberDropout
-from hesitant.methods.outputs import OutputProbe, Outputs, logits_of, require_rows
+from hesitant.methods.outputs import OutputProbe, logits_of, require_rows
 from hesitant.methods.tempering import Tempered, forget_calibrations
-from hesitant.methods.wrapper import ModelWrapper
 from hesitant.prediction import Prediction
-from hesitant.schedule import Every, MakeScheduler, Schedule
+from hesitant.run_identity import run_identity
+from hesitant.schedule import Schedule
+from hesitant.training_settings import NO_TARGETS, Settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-NO_TARGETS = (
-    "data has no targets: expected (inputs, targets), a tuple, or a dict with 'labels'. A list is several inputs of the"
-    " model: a collate_fn of your own has to answer a tuple."
-)
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-MixedPrecision = Literal["no", "fp16", "bf16"]
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 @dataclass(frozen=True)
@@ -45,38 +36,6 @@ class History:
     validation_nll: list[float]
     best_epoch: int | None
     seconds: float
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train: the arguments of fit, which says what they mean."""
-
-    epochs: int
-    batch_size: int
-    make_optimizer: MakeOptimizer
-    make_scheduler: MakeScheduler | None
-    schedule_every: Every
-    loss: Loss | None
-    validation_data: Any
-    patience: int | None
-    mixed_precision: MixedPrecision
-    gradient_accumulation_steps: int
-    max_grad_norm: float | None
-    seed: int
-    checkpoint: Path | None
-    device: str | None
-    progress: bool
-    outputs: Outputs = "logits"  # of a plain model
-
-    def outputs_of(self, model: nn.Module) -> Outputs:
-        """Answers what the model's outputs are: a method says so itself."""
-        return model.outputs if isinstance(model, ModelWrapper) else self.outputs
-
-    def loss_of(self, model: nn.Module) -> Loss:
-        """Answers what the model minimises."""
-        if self.loss is not None:
-            return self.loss
-        return cross_entropy if self.outputs_of(model) == "logits" else negative_log_likelihood
 
 
 def train(
@@ -125,7 +84,7 @@ def train(
                     if nll <= min(state.validation_nll):
                         state.best_epoch = state.epoch
                         best = weights_of(model)
-                run.schedule.after_epoch(state.train_loss[-1], (state.validation_nll or [None])[-1])
+                run.schedule.after_epoch(state.train_loss[-1], state.validation_nll[-1] if state.validation_nll else None)
                 state.seconds += time.perf_counter() - began
                 run.save(settings.checkpoint, state, best if patience is not None else None)
                 advance(state)
@@ -141,23 +100,6 @@ def train(
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Answers a copy of all that is saved of the model."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Answers the mean cross-entropy of logits ``(B, C)``, or of a single logit ``(B, 1)`` or ``(B,)``, in nats."""
-    if logits.ndim == 1 or logits.shape[-1] == 1:
-        return F.binary_cross_entropy_with_logits(logits.reshape(-1), targets.reshape(-1).to(logits.dtype))
-    return F.cross_entropy(logits, targets)
-
-
-def negative_log_likelihood(probs: Tensor, targets: Tensor) -> Tensor:
-    """Answers the mean negative log-likelihood of probabilities ``(B, C)``, or ``(B, 1)`` or ``(B,)``, in nats."""
-    if probs.ndim == 1 or probs.shape[-1] == 1:
-        return F.binary_cross_entropy(probs.reshape(-1).clamp(0, 1), targets.reshape(-1).to(probs.dtype))
-    log_probs = (probs / probs.sum(-1, keepdim=True)).clamp(min=torch.finfo(probs.dtype).tiny).log()
-    if targets.is_floating_point():
-        return -(targets * log_probs).sum(-1).mean()
-    return F.nll_loss(log_probs, targets)
 
 
 class _Run:
@@ -181,6 +123,9 @@ class _Run:
         self.generator = cast(torch.Generator, getattr(loader, "generator", None) or torch.Generator())
         self.raw_optimizer = settings.make_optimizer(parameters)
         self.schedule = Schedule(settings.make_scheduler, settings.schedule_every, self.raw_optimizer)
+        self.identity = run_identity(
+            model, settings, loader, self.raw_optimizer, self.schedule, accelerator.num_processes
+        )
         self.prepared, self.optimizer, self.loader = accelerator.prepare(model, self.raw_optimizer, loader)
 
     def epoch(self, number: int) -> float:
@@ -238,7 +183,7 @@ class _Run:
         random_states = {name: gather(own.to(device)).cpu() for name, own in global_random_states().items()}
         if self.accelerator.is_main_process:
             parts = self.model, self.raw_optimizer, self.generator, best, self.schedule.scheduler
-            save_checkpoint(Path(path), state, *parts, random_states=random_states)
+            save_checkpoint(Path(path), state, *parts, random_states=random_states, run=self.identity)
         self.accelerator.wait_for_everyone()
 
     def resume(self, path: str | Path | None) -> tuple[Progress, dict[str, Tensor] | None]:
@@ -246,7 +191,8 @@ class _Run:
         if path is None or not Path(path).exists():
             return Progress(), None
         worker = self.accelerator.process_index
-        return load_checkpoint(Path(path), self.model, self.raw_optimizer, self.generator, self.schedule.scheduler, worker)
+        parts = self.model, self.raw_optimizer, self.generator, self.schedule.scheduler
+        return load_checkpoint(Path(path), *parts, worker, run=self.identity)
 
     def agreed(self, number: float) -> float:
         """Answers the mean of the workers' numbers, so that all decide alike whether to go on."""

@@ -36,4 +36,4 @@ each_kind = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 
 
 def ensemble_of(build: Callable[[], nn.Module] = mlp, num_members: int = 3, seed: int = 0) -> Any:
-    return DeepEnsemble.from_builder(build, num_members, seed).eval()
+    return DeepEnsemble.from_builder(build, num_members, seed=seed).eval()

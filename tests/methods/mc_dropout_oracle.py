@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from hesitant.methods.batches import logits_of
+from hesitant.methods.outputs import logits_of
 from hesitant.methods.wrapper import is_distribution
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hesitant import SNGP, DeepEnsemble, Deterministic, MCDropout
-from hesitant.methods.batches import logits_of
+from hesitant.methods.outputs import logits_of
 from hesitant.nn import RandomFeatureGaussianProcess
 from hesitant.nn.models import MLP, DeepResNet
 
@@ -137,7 +137,7 @@ def test_builders_that_draw_from_numpy_or_python_have_members_of_their_own_too()
 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_a_seed_reproduces_the_members_and_the_first_of_few_are_the_first_of_many(name: str) -> None:
-    few, many, others = (DeepEnsemble.from_builder(LIBRARIES[name], n, seed) for n, seed in ((2, 3), (4, 3), (2, 4)))
+    few, many, others = (DeepEnsemble.from_builder(LIBRARIES[name], n, seed=seed) for n, seed in ((2, 3), (4, 3), (2, 4)))
     for a, b, c in zip(few.members, many.members, others.members, strict=False):
         assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
         assert any(not torch.equal(x, y) for x, y in zip(a.parameters(), c.parameters(), strict=True))
@@ -200,7 +200,7 @@ def test_a_frozen_backbone_may_be_common_and_its_tensors_shared() -> None:
 @pytest.mark.parametrize("seed", [-1, 0.5, None, True])
 def test_a_seed_out_of_its_range_raises(seed: Any) -> None:
     with pytest.raises(ValueError, match=f"seed={seed!r}"):
-        DeepEnsemble.from_builder(mlp, 2, seed)
+        DeepEnsemble.from_builder(mlp, 2, seed=seed)
     if seed is not None:
         with pytest.raises(ValueError, match=f"seed={seed!r}"):
             ensemble_of().predict(X, seed=seed)

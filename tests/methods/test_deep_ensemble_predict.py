@@ -216,42 +216,31 @@ def test_draws_of_the_members_posteriors_are_split_over_members_and_draws() -> N
     assert float(prediction.mutual_information.min()) > 0
 
 
-class SameSNGP(SNGP):
-    """Notes the state in which its generators come."""
+class NotingSNGP(SNGP):
+    """Notes the seeds that it is asked with."""
 
-    def predict(self, inputs: Any, *, posterior: Any = "mean_field", num_samples: int = 100, generator: Any = None,
-                batch_size: int = 1024) -> Prediction:  # fmt: skip
-        NOTED.append(None if generator is None else tuple(generator.get_state().tolist()))
-        return super().predict(
-            inputs, posterior=posterior, num_samples=num_samples, generator=generator, batch_size=batch_size
-        )
+    def answer(self, given: Any, *, temperature: float, seed: int, **options: Any) -> Prediction:
+        NOTED.append(seed)
+        return super().answer(given, temperature=temperature, seed=seed, **options)
 
 
-NOTED: list[Any] = []
+NOTED: list[int] = []
 
 
-def test_members_and_groups_of_batches_draw_their_logits_from_generators_of_their_own() -> None:
+def test_members_and_groups_of_batches_draw_their_logits_from_seeds_of_their_own() -> None:
     models = [sngp(), sngp(), sngp()]
     for model in models:
-        model.__class__ = SameSNGP
+        model.__class__ = NotingSNGP
     ensemble = DeepEnsemble([DeepEnsemble(models[:2]), models[2]])
-    states = []
-    for seed in (None, 0, 5):
+    seeds = []
+    for seed in ({}, {"seed": 0}, {"seed": 5}):
         NOTED.clear()
-        ensemble.predict(X, batch_size=2, posterior="monte_carlo", num_samples=3, seed=seed)
-        assert len(set(NOTED)) == len(NOTED) == 6  # three members, two groups of batches
-        states.append(list(NOTED))
-    assert states[0] == states[1]
-    assert not set(states[1]) & set(states[2])
-
-
-def test_a_generator_given_draws_for_one_member_after_another() -> None:
-    ensemble = ensemble_of(sngp)
-    seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
-    first, again = (ensemble.predict(X, posterior="monte_carlo", generator=seed).probs for seed in seeds)
-    other = ensemble.predict(X, posterior="monte_carlo", generator=seeds[0]).probs
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+        ensemble.predict(torch.cat([X] * 20), batch_size=4, posterior="monte_carlo", num_samples=3, **seed)
+        assert len(set(NOTED)) == len(NOTED)
+        assert len(NOTED) % 3 == 0
+        seeds.append(list(NOTED))
+    assert seeds[0] == seeds[1]
+    assert not set(seeds[1]) & set(seeds[2])
 
 
 def test_a_member_without_a_covariance_raises_as_it_does_alone() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from hesitant import DeepEnsemble, Deterministic
-from hesitant.methods.batches import batches
+from hesitant.inputs import batches
 from hesitant.methods.plain_members import PlainMembers
 from hesitant.nn.models import DeepResNet
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from hesitant import SNGP, Prediction
-from hesitant.methods.batches import logits_of
+from hesitant.methods.outputs import logits_of
 from hesitant.nn import CovarianceError
 from hesitant.nn.models import MLP, DeepResNet
 from hesitant.prediction import UnavailableError
@@ -234,7 +234,7 @@ def test_predicting_changes_nothing() -> None:
     assert modes(method) == before
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        method.predict([(X, Y), (X[:, :2], Y)])
+        method.predict(iter([(X, Y), (X[:, :2], Y)]))
     assert modes(method) == before
     method.eval()
     with torch.no_grad():
@@ -666,16 +666,17 @@ def test_total_is_aleatoric_plus_epistemic_and_none_is_negative() -> None:
     assert epistemic[60:].mean() > epistemic[:60].mean()
 
 
-def test_draws_come_from_the_generator_given() -> None:
+def test_draws_follow_from_the_seed_which_is_0_where_none_is_given() -> None:
     method = fitted()
 
-    def draw(seed: int | None) -> Tensor:
-        given = None if seed is None else generator(seed)
-        return method.predict(X, posterior="monte_carlo", num_samples=5, generator=given).probs
+    def draw(**seed: int) -> Tensor:
+        return method.predict(X, posterior="monte_carlo", num_samples=5, **seed).probs
 
-    assert torch.equal(draw(1), draw(1))
-    assert torch.equal(draw(None), draw(None))
-    assert not torch.equal(draw(1), draw(2))
+    assert torch.equal(draw(seed=1), draw(seed=1))
+    assert torch.equal(draw(), draw(seed=0))
+    assert not torch.equal(draw(seed=1), draw(seed=2))
+    with pytest.raises(ValueError, match="seed=-1"):
+        draw(seed=-1)
 
 
 def test_mean_field_cannot_be_split() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
 from hesitant import SNGP
-from hesitant.methods.batches import logits_of
+from hesitant.methods.outputs import logits_of
 
 CLASSES = 3
 

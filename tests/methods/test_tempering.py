@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import hesitant
 from hesitant import SNGP, DeepEnsemble, Deterministic, MCDropout
-from hesitant.methods.batches import logits_of
+from hesitant.methods.outputs import logits_of
 from hesitant.nn.models import MLP
 
 CLASSES = 3

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hesitant import SNGP, Deterministic
-from hesitant.methods.wrapper import evaluating, is_distribution
+
 
 
 class Model(nn.Module):
@@ -72,36 +72,3 @@ def test_attributes_that_the_wrapper_lacks_are_the_models(kind: type) -> None:
 def test_what_is_no_module_is_refused(kind: Any) -> None:
     with pytest.raises(TypeError, match=r"model is a function: expected a torch.nn.Module"):
         kind(lambda x: x)
-
-
-def test_modes_of_all_modules_come_back_even_after_an_exception() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.BatchNorm1d(2))
-    model[2].eval()
-    modes = [module.training for module in model.modules()]
-    with evaluating(model) as device:
-        assert device.type == "cpu"
-        assert not any(module.training for module in model.modules())
-        assert not torch.is_grad_enabled()
-    assert [module.training for module in model.modules()] == modes
-    with pytest.raises(KeyError), evaluating(model):
-        raise KeyError
-    assert [module.training for module in model.modules()] == modes
-    assert torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("classes", [2, 10, 1000])
-def test_a_softmax_is_noticed_in_every_dtype(dtype: torch.dtype, classes: int) -> None:
-    logits = 5 * torch.randn(64, classes, generator=torch.Generator().manual_seed(classes))
-    assert is_distribution(logits.to(dtype).softmax(-1))
-    assert is_distribution(logits.to(dtype).float().softmax(-1).to(dtype))
-
-
-def test_logits_are_not_taken_for_probabilities() -> None:
-    assert not is_distribution(torch.tensor([[0.5, 0.6]]))
-    assert not is_distribution(torch.tensor([[0.5, 0.5], [1.0, 1.0]]))
-    assert not is_distribution(torch.tensor([[1.5, -0.5]]))
-    assert not is_distribution(torch.tensor([[1.0]]))
-    assert not is_distribution(torch.tensor([[0.5, 0.6]], dtype=torch.float16))
-    assert not is_distribution(torch.tensor([[0.5, 0.6]], dtype=torch.bfloat16))
-    assert not is_distribution(torch.zeros(0, 2))

@@ -250,9 +250,7 @@ def compare(
                 "hesitant.Deterministic(model); for predictions use Comparison.from_predictions"
             )
     inputs = RepeatableData(data, batch_size=batch_size, targets=True)
-    others = {
-        name: RepeatableData(given, batch_size=batch_size, targets=False) for name, given in (ood or {}).items()
-    }
+    others = {name: RepeatableData(given, batch_size=batch_size, targets=False) for name, given in (ood or {}).items()}
     predictions: dict[str, Prediction] = {}
     of_others: dict[str, dict[str, Prediction]] = {name: {} for name in others}
     costs: dict[str, Cost] = {}

@@ -13,7 +13,14 @@ from hesitant.inputs import Batch, as_class_targets, batches, map_tensors, tenso
 from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.mc_dropout import MCDropout
-from hesitant.methods.outputs import Outputs, log_probs_of, logits_of, require_outputs_argument, require_rows, with_logits
+from hesitant.methods.outputs import (
+    Outputs,
+    log_probs_of,
+    logits_of,
+    require_outputs_argument,
+    require_rows,
+    with_logits,
+)
 from hesitant.methods.own_weights import require_own_weights
 from hesitant.methods.plain_members import PlainMembers, require_same_shapes
 from hesitant.methods.random_state import derived_seed, random_state_kept, require_seed, seed_all
@@ -212,9 +219,7 @@ class DeepEnsemble(Tempered):
             ValueError: The inputs are empty, an option is out of its range, or the members' classes differ.
             TypeError: No member's ``predict`` has such an option, or the inputs are of an unknown type.
         """
-        answer = self.answer(
-            batches(inputs, batch_size), temperature=self.temperature, seed=seed, **member_options
-        )
+        answer = self.answer(batches(inputs, batch_size), temperature=self.temperature, seed=seed, **member_options)
         return answer.with_calibration(calibration_digest(self, **member_options))
 
     def answer(self, given: Iterable[Batch], *, temperature: float, seed: int, **member_options: Any) -> Prediction:
@@ -259,9 +264,7 @@ class DeepEnsemble(Tempered):
 
     # ---------------------------------------------------------------- inside
 
-    def _groups(
-        self, given: Iterable[Batch], seed: int, options: dict[str, Any]
-    ) -> Iterator[tuple[list[Batch], int]]:
+    def _groups(self, given: Iterable[Batch], seed: int, options: dict[str, Any]) -> Iterator[tuple[list[Batch], int]]:
         """Gives some batches at a time, with what seeds the members' answers to them."""
         require_seed(seed)
         taken = _options_of(self)

@@ -205,11 +205,12 @@ class OutputProbe(TorchDispatchMode):
         found = self._activated.get(_memory(logits)) if logits.layout == torch.strided else None
         if found is None or outputs == "probabilities":
             return
-        several = logits.ndim == 2 and logits.shape[-1] > 1
+        advice = "Say so, outputs='probabilities', or leave the last operation out."
+        if found[0] == "sigmoid" and logits.ndim == 2 and logits.shape[-1] > 1:
+            advice = "Sigmoids of several classes are no distribution over them: leave the last operation out."
         raise ValueError(
             f"{type(model).__name__} ends in a {found[0]}: its outputs are probabilities, and not the logits that they"
-            " are taken for. Say so, outputs='probabilities', or leave the last operation out."
-            + (" Sigmoids of several classes are no distribution over them." if found[0] == "sigmoid" and several else "")
+            f" are taken for. {advice}"
         )
 
 

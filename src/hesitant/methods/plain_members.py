@@ -18,6 +18,7 @@ from hesitant.methods.replica import in_eval_mode, replica
 from hesitant.methods.tempering import tempered
 from hesitant.methods.wrapper import Gathered, device_of, outputs_of
 
+
 class PlainMembers:
     """Plain models that answer the batches of one call, in eval mode and without gradients.
 
@@ -117,9 +118,7 @@ class _BatchedKernelsAlone(TorchFunctionMode):
 
 
 @torch.no_grad()
-def _gathered(
-    call: Callable[..., Any], network: nn.Module, group: Sequence[Batch], *, across: bool = False
-) -> Tensor:
+def _gathered(call: Callable[..., Any], network: nn.Module, group: Sequence[Batch], *, across: bool = False) -> Tensor:
     """Answers the outputs for all batches; ``across``: those of all members, ``(B, M, ...)``."""
     outputs, device = Gathered(), device_of(network)
     for batch in group:
@@ -128,9 +127,9 @@ def _gathered(
         one = output[:, 0] if across and output.ndim > 1 else output
         require_rows(one, batch.num_inputs, network)
         outputs.append(output)
-    output = outputs.tensor()
-    assert output is not None
-    return output
+    gathered = outputs.tensor()
+    assert gathered is not None
+    return gathered
 
 
 def require_same_shapes(answers: Sequence[Tensor]) -> None:

@@ -332,9 +332,7 @@ class SNGP(ModelWrapper):
 
         call = calls[0]
         assert call.posterior is not None
-        found: Continuation = continuation_of(
-            call.output, output, again, probabilities=self.outputs == "probabilities"
-        )
+        found: Continuation = continuation_of(call.output, output, again, probabilities=self.outputs == "probabilities")
         return GaussianLogits(found.mean(call.posterior.mean), found.variance(call.posterior.variance))
 
     @run_eagerly

@@ -87,4 +87,3 @@ def taken(state_dict: Any, key: str, args: tuple[Any, ...]) -> float | None:
 def tempered(log_probs: Tensor, temperature: float) -> Tensor:
     """Answers the log-probabilities ``(..., C)`` of ``p^(1/T)``, divided by the sum over the classes."""
     return log_probs if temperature == 1 else torch.log_softmax(log_probs / temperature, -1)
-
