@@ -1,6 +1,9 @@
 import copy
 import io
 import math
+import pickle
+import sys
+import threading
 import warnings
 
 import pytest
@@ -46,6 +49,14 @@ def dual_variance(gp, x, data):
     return phi_x.square().sum(1) - (cross * torch.linalg.solve(kernel, cross.T).T).sum(1)
 
 
+def train_step(gp, x):
+    """One step of an optimizer on what the layer answers."""
+    optimizer = torch.optim.SGD(gp.parameters(), 0.01)
+    gp.train()(x).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 # ---------------------------------------------------------------- against the exact answer
 
 
@@ -62,7 +73,7 @@ def test_variance_is_the_exact_posterior_of_the_same_kernel(num_inducing, ridge,
     exact = dual_variance(gp, x, data)
     torch.testing.assert_close(variance, exact, rtol=1e-6, atol=1e-9 if ridge < 1e-3 else 1e-12)
     if ridge == 1 and num_inducing == 600:
-        assert gp.laplace.gains is not None  # the low-rank factor is what was compared
+        assert gp.laplace.factor.gains is not None  # the low-rank factor is what was compared
 
 
 def test_float32_keeps_its_tolerance_relative_to_the_variance():
@@ -74,7 +85,7 @@ def test_float32_keeps_its_tolerance_relative_to_the_variance():
     x = torch.cat([data[:50], 3 * inputs(50, 2)])
     expected = exact.posterior(x.double()).variance
     error = (gp.posterior(x).variance.double() - expected).abs() / expected
-    assert gp.laplace.gains is not None
+    assert gp.laplace.factor.gains is not None
     assert error.max() < 1e-3  # 1e-4 from the factor, the rest from features in float32 at a condition number of 500
 
 
@@ -222,7 +233,7 @@ def test_what_cannot_be_taken_out_is_an_error():
     gp = fitted(num=5)
     with pytest.raises(CovarianceError, match=r"10 inputs cannot be taken out of the 5 that were added"):
         gp.downdate(x)
-    gp.train()(x)
+    train_step(gp, x)
     with pytest.raises(CovarianceError, match=r"stale"):
         gp.downdate(x[:5])
     running = layer(momentum=0.9)
@@ -300,7 +311,7 @@ def test_casts_there_and_back_keep_the_variance():
     gp.update(data)
     x = data[:50]
     variance = gp.posterior(x).variance
-    assert gp.laplace.gains is not None  # low-rank in float64; in float32 it would cancel
+    assert gp.laplace.factor.gains is not None  # low-rank in float64; in float32 it would cancel
     for cast in (gp.float, gp.double, gp.half, gp.float):
         cast()
         dtype = torch.promote_types(gp.beta.dtype, torch.float32)
@@ -343,7 +354,7 @@ def test_generators_reproduce_and_the_global_one_is_left_alone():
 def test_kernel_scale_and_bias_train_where_asked():
     gp = layer(train_kernel_scale=True, train_bias=True, normalize_input=True, kernel_scale=2.0)
     optimizer = torch.optim.SGD(gp.parameters(), 0.1)
-    names = {"beta", "log_kernel_scale", "output_bias", "layer_norm.weight", "layer_norm.bias"}
+    names = {"beta", "scale.log_change", "output_bias", "layer_norm.weight", "layer_norm.bias"}
     assert {name for name, _ in gp.named_parameters()} == names
     start = {name: p.detach().clone() for name, p in gp.named_parameters()}
     gp(inputs(20)).square().sum().backward()
@@ -372,7 +383,7 @@ def test_median_scale_is_set_by_the_first_batch_once():
     fresh(10 * x)
     assert fresh.kernel_scale == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ValueError, match=r"at least two different inputs"):
-        layer(kernel_scale="median")(x[:1])
+        layer(kernel_scale="median").update(x[:1])
 
 
 def test_l2_penalty():
@@ -411,18 +422,20 @@ def test_activation_checkpointing_counts_a_batch_once(reentrant):
     assert float(gp.laplace.num_seen) == 8
     exact = fitted().train()
     checkpoint(exact, x, use_reentrant=reentrant).sum().backward()
+    torch.optim.SGD(exact.parameters(), 0.1).step()
     assert exact.covariance_state == "stale"
 
 
 # ---------------------------------------------------------------- never silently stale
 
 
-def test_a_training_forward_makes_the_covariance_stale():
+def test_a_training_step_makes_the_covariance_stale():
     gp, x = fitted(), inputs(8)
     with torch.no_grad():
-        gp.train()(x)  # without gradients nothing is trained
+        gp.train()(x)
+    gp(x).sum().backward()  # a forward alone moves nothing
     assert gp.covariance_state == "fitted"
-    gp(x)
+    torch.optim.SGD(gp.parameters(), 0.1).step()
     assert gp.covariance_state == "stale"
     for ask in (gp.posterior, gp.covariance, lambda x: gp.sample(x, 2), lambda _: gp.factorize()):
         with pytest.raises(CovarianceError, match=r"stale: the weights have moved.*Call fit_covariance\(data\)"):
@@ -435,6 +448,145 @@ def test_a_training_forward_makes_the_covariance_stale():
     assert gp.covariance_state == "fitted"
 
 
+def test_the_steps_of_another_model_move_nothing():
+    gp, other, x = fitted(), nn.Linear(D, 1), inputs(8, 2)
+    expected = gp(x)
+    other(x).sum().backward()
+    torch.optim.SGD(other.parameters(), 0.1).step()
+    assert torch.equal(gp(x), expected)
+    assert gp.covariance_state == "fitted"
+
+
+def test_a_step_that_autograd_is_not_told_of_is_seen():
+    """Fine-tuning in eval mode, with a fused optimizer: no version counter moves, and there is no training forward."""
+    gp, x = fitted(), inputs(8, 2)
+    optimizer = torch.optim.AdamW(gp.parameters(), fused=True)
+    gp(x).square().sum().backward()
+    assert gp.covariance_state == "fitted"
+    optimizer.step()
+    assert gp.covariance_state == "stale"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda beta: beta.mul_(1.1),
+        lambda beta: beta.copy_(beta.flip(0)),
+        lambda beta: setattr(beta, "data", beta.data * 1.1),
+    ],
+)
+def test_weights_written_in_place_do_not_answer_with_the_old_covariance(write):
+    gp, x = fitted(), inputs(8, 2)
+    gp(x)
+    with torch.no_grad():
+        write(gp.beta)
+    with pytest.warns(UserWarning, match="stale: the weights have moved"):
+        assert torch.equal(gp(x), gp.mean(x))
+    for ask in (gp.posterior, gp.covariance, lambda x: gp.sample(x, 2), lambda _: gp.factorize()):
+        with pytest.raises(CovarianceError, match="stale"):
+            ask(x)
+    assert gp.covariance_state == "stale"
+    with pytest.raises(CovarianceError, match="update: the weights have moved"):
+        gp.update(x)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda gp: pickle.loads(pickle.dumps(gp))])
+def test_a_copy_or_a_state_dict_of_moved_weights_is_stale(copied):
+    gp = fitted()
+    with torch.no_grad():
+        gp.beta.mul_(1.1)
+    assert copied(gp).covariance_state == "stale"
+    gp = fitted()
+    with torch.no_grad():
+        gp.beta.mul_(1.1)
+    other = layer()
+    other.load_state_dict(gp.state_dict())
+    assert other.covariance_state == "stale"
+    gp = fitted()
+    gp.train()(inputs(4)).sum().backward()
+    assert copied(gp).covariance_state == "fitted"
+    assert gp.to(torch.float64).covariance_state == "fitted"  # no step has been
+
+
+def test_weights_lent_for_one_call_change_nothing_for_good():
+    gp, x = fitted(), inputs(8, 2)
+    expected = gp(x)
+    others = {name: 2 * parameter for name, parameter in gp.named_parameters()}
+    with pytest.warns(UserWarning, match="stale"):
+        torch.func.functional_call(gp, others, (x,))
+    assert torch.equal(gp(x), expected)
+    assert gp.covariance_state == "fitted"
+
+
+def test_compiled_code_is_told_of_a_step():
+    gp, x = fitted(), inputs(8, 2)
+    gp.factorize()
+    compiled = torch.compile(gp, backend="eager")
+    with torch.no_grad():
+        expected = compiled(x)
+    optimizer = torch.optim.AdamW(gp.parameters(), fused=True)
+    gp(x).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad(), pytest.warns(UserWarning, match="stale"):
+        after = compiled(x)
+    assert torch.equal(after, gp.mean(x))
+    assert not torch.equal(after, expected)
+
+
+def test_a_covariance_fitted_apart_is_that_of_updates():
+    updated, apart, data = layer(), fitted(seed=0), inputs(40, 6)
+    updated.update(data)
+    total, count = torch.zeros_like(apart.precision), 0
+    variance = apart.posterior(data).variance
+    for batch in data.split(15):
+        product, number = apart.contribution(batch)
+        total += product
+        count += number
+    assert torch.equal(apart.posterior(data).variance, variance)  # as before, until it is done
+    with torch.no_grad():
+        apart.beta.mul_(1.0)  # moved, as far as anyone can tell
+    apart.replace_covariance(total, count)
+    torch.testing.assert_close(apart.precision, updated.precision, rtol=0, atol=1e-12)
+    assert apart.covariance_state == "fitted"
+    assert apart.laplace.factor is not None
+    torch.testing.assert_close(apart(data), updated.eval()(data))
+
+
+def test_readers_get_the_old_covariance_or_the_new_one():
+    gp, x = fitted(num_inducing=300), inputs(4, 2)
+    sums, answers, wrong, done = [], [], [], threading.Event()
+    for seed in (3, 4):
+        sums.append(gp.contribution(3 * inputs(60, seed)))
+        gp.replace_covariance(*sums[-1])
+        answers.append(gp(x))
+    assert not torch.allclose(*answers)
+
+    def read():
+        with torch.no_grad():
+            while not done.is_set():
+                try:
+                    answer = gp(x)
+                    if not any(torch.equal(answer, known) for known in answers):
+                        wrong.append(answer)
+                except Exception as error:
+                    wrong.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for turn in range(20):
+            gp.laplace.replace(*sums[turn % 2])  # with no factor yet: the readers make it
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert wrong == []
+
+
 def test_none_and_stale_answer_plain_logits_and_warn_once():
     x = inputs(8)
     gp = layer().eval()
@@ -445,7 +597,7 @@ def test_none_and_stale_answer_plain_logits_and_warn_once():
         assert torch.equal(gp(x), gp.mean(x))
         gp.update(x)
         assert not torch.equal(gp(x), gp.mean(x))
-        gp.train()(x)
+        train_step(gp, x)
         gp.eval()
     with pytest.warns(UserWarning, match=r"stale: the weights have moved"):
         gp(x)
@@ -543,8 +695,8 @@ def test_compiled_agrees(backend):
     torch.testing.assert_close(torch.compile(train, backend=backend)(x), plain(x))
     assert torch.equal(train.precision, plain.precision)
     gp.train()
-    compiled(x)
-    assert gp.covariance_state == "stale"
+    compiled(x).sum().backward()
+    torch.optim.SGD(gp.parameters(), 0.1).step()
     gp.eval()
     with pytest.warns(UserWarning, match="stale"):
         torch.testing.assert_close(compiled(x), gp.mean(x))

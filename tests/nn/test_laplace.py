@@ -1,4 +1,7 @@
 import copy
+import pickle
+import sys
+import threading
 
 import pytest
 import torch
@@ -218,5 +221,139 @@ def test_the_factor_is_no_buffer():
     laplace.factorize(torch.float64)
     assert [name for name, _ in laplace.named_buffers()] == before  # averages of models pair the buffers of two
     twin = copy.deepcopy(laplace)
-    assert torch.equal(twin.columns, laplace.columns)
-    assert twin.columns is not laplace.columns
+    assert torch.equal(twin.factor.columns, laplace.factor.columns)
+    assert twin.factor.columns is not laplace.factor.columns
+
+
+# ---------------------------------------------------------------- read while it changes
+
+
+def test_replace_is_the_sum_of_what_was_added_and_is_factored_at_once():
+    added, replaced = LaplaceCovariance(6, 0.5), LaplaceCovariance(6, 0.5)
+    replaced.add(*next(products(1)))
+    total = torch.zeros(6, 6, dtype=torch.float64)
+    for product, count in products(5):
+        added.add(product, count)
+        total += product
+    replaced.mark_stale()
+    replaced.replace(total, 20, torch.float64)
+    assert replaced.state == "fitted"
+    assert float(replaced.num_seen) == 20
+    assert torch.equal(replaced.precision, added.precision)
+    assert torch.equal(replaced.factor.columns, added.factorize(torch.float64).columns)
+    total.zero_()  # the caller's own
+    assert torch.equal(replaced.precision, added.precision)
+    replaced.replace(total, 0, torch.float64)
+    assert replaced.state == "none"
+
+
+def test_a_sum_that_cannot_be_factored_leaves_the_covariance_as_it_was():
+    laplace = LaplaceCovariance(6)
+    laplace.add(*next(products(1)))
+    before = laplace.precision
+    with pytest.raises(CovarianceError, match="negative eigenvalue"):
+        laplace.replace(-100 * EYE, 3, torch.float64)
+    assert laplace.state == "fitted"
+    assert torch.equal(laplace.precision, before)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_no_change_writes_into_the_sums_of_before(momentum):
+    laplace = LaplaceCovariance(6, momentum=momentum)
+    product, count = next(products(1))
+    changes = [lambda: laplace.add(product, count), lambda: laplace.replace(product, 3), laplace.reset]
+    if momentum is None:
+        changes.insert(1, lambda: laplace.remove(product, 1))
+    laplace.add(product, count)
+    for change in changes:
+        held = [getattr(laplace, name) for name in ("data_precision", "num_seen", "ridge_weight")]
+        copies = [tensor.clone() for tensor in held]
+        change()
+        assert all(torch.equal(tensor, before) for tensor, before in zip(held, copies, strict=True))
+
+
+def test_who_holds_a_fit_gets_its_factor_whatever_comes_after():
+    laplace = LaplaceCovariance(6)
+    product, count = next(products(1))
+    laplace.add(product, count)
+    expected = copy.deepcopy(laplace).factorize(torch.float64).columns
+    held = laplace.require_fitted("test")
+    laplace.add(50 * product, count)
+    assert torch.equal(laplace.factorize(torch.float64, held).columns, expected)
+    assert laplace.factor is None  # it was not put where the new one's belongs
+    laplace.mark_stale(held)
+    assert laplace.state == "fitted"  # what is said of an old one says nothing of this one
+    laplace.mark_stale(laplace.present)
+    assert laplace.state == "stale"
+
+
+def test_a_reader_never_meets_a_mixture():
+    """Many threads read a covariance that one goes on replacing: each answer is that of one of the two."""
+    laplace = LaplaceCovariance(6)
+    x = torch.ones(1, 6, dtype=torch.float64)
+    answers = set()
+    sums = [(product, count) for product, count in products(2)]
+    for product, count in sums:
+        laplace.replace(product, count)
+        answers.add(float(laplace.factorize(torch.float64).variance(x)))
+    wrong, done = [], threading.Event()
+
+    def read():
+        while not done.is_set():
+            try:
+                factor = laplace.factorize(torch.float64, laplace.require_fitted("read"))
+                if float(factor.variance(x)) not in answers:
+                    wrong.append("a mixture")
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for turn in range(300):
+            laplace.replace(*sums[turn % 2], torch.float64 if turn % 3 else None)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert wrong == []
+
+
+def test_nothing_is_lost_where_threads_add():
+    laplace = LaplaceCovariance(6)
+    product, count = next(products(1))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=lambda: [laplace.add(product, count) for _ in range(50)]) for _ in range(3)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert float(laplace.num_seen) == 150 * count
+
+
+def test_it_can_be_pickled():
+    laplace = LaplaceCovariance(6)
+    laplace.add(*next(products(1)))
+    twin = pickle.loads(pickle.dumps(laplace))
+    twin.add(*next(products(1)))
+    assert float(laplace.num_seen) == 4
+    assert float(twin.num_seen) == 8
+
+
+def test_numbers_averaged_into_an_unfitted_one_are_no_data():
+    source, average = LaplaceCovariance(6), LaplaceCovariance(6)
+    source.add(*next(products(1)))
+    for mine, other in zip(average.buffers(), source.buffers(), strict=True):
+        mine.copy_(other)  # as torch's AveragedModel does
+    assert average.state == "none"
+    assert int(average.state_dict()["state_code"]) == 0
+    average.add(*next(products(1)))
+    assert torch.equal(average.precision, source.precision)

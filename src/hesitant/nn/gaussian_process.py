@@ -12,10 +12,15 @@ from torch import Tensor, nn
 
 from hesitant.eager import run_eagerly
 from hesitant.nn.gaussian_logits import GaussianLogits
-from hesitant.nn.laplace import CovarianceState, LaplaceCovariance
+from hesitant.nn.kernel_scale import KernelScale
+from hesitant.nn.laplace import CovarianceFit, CovarianceState, LaplaceCovariance, described, unfitted_error
 from hesitant.nn.likelihood import MEAN_FIELD, Likelihood, check_likelihood, data_weights
 from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
-from hesitant.nn.random_features import RandomFeatureKind, draw_projection, median_kernel_scale
+from hesitant.nn.random_features import RandomFeatureKind, draw_projection
+from hesitant.nn.recording import GaussianProcessCall, current_recording
+from hesitant.nn.weight_watch import WeightWatch
+
+_COVARIANCE = "laplace"  # what of the layer is not among the weights that its covariance belongs to
 
 
 class RandomFeatureGaussianProcess(nn.Module):
@@ -29,8 +34,10 @@ class RandomFeatureGaussianProcess(nn.Module):
 
     In training ``forward`` answers plain logits ``(..., C)``; in evaluation mean-field logits, once :meth:`update` has
     seen the data. As long as it has not, or the weights have moved since, evaluation answers plain logits and warns
-    once, while :meth:`posterior` raises. Inputs are ``(..., D)``; the precision and its factor stay in float64 or
-    float32 whatever the module's own dtype, and under any autocast.
+    once, while :meth:`posterior` raises. The layer sees that its own weights moved (:class:`WeightWatch` says how), and
+    takes it that those before it did where an optimizer has stepped after a training forward. Inputs are ``(..., D)``;
+    the precision and its factor stay in float64 or float32 whatever the module's own dtype, and under any autocast.
+    Threads may evaluate one layer while another thread fits its covariance: they get the old one or the new one.
 
     Source: Liu et al., "Simple and Principled Uncertainty Estimation with Deterministic Deep Learning via Distance
     Awareness", NeurIPS 2020, section 3.1 and equation 9; Rahimi and Recht, "Random Features for Large-Scale Kernel
@@ -42,7 +49,8 @@ class RandomFeatureGaussianProcess(nn.Module):
         num_inducing: M, the number of random features.
         kernel: ``"gaussian"``, or ``"linear"``, where phi(x) = x, scaled as random features are.
         kernel_scale: Squared length scale of the kernel, or ``"median"``: the median squared distance within the first
-            batch that the layer sees.
+            training data, a training forward with gradients or an :meth:`update`. Until two different inputs have come
+            it is ``in_features``.
         train_kernel_scale: Whether the optimizer learns the kernel scale (as its logarithm).
         normalize_input: Whether inputs go through a (trainable) LayerNorm first.
         random_features: ``"gaussian"``, or ``"orthogonal"`` block by block.
@@ -72,7 +80,6 @@ class RandomFeatureGaussianProcess(nn.Module):
 
     random_weight: Tensor | None
     random_phase: Tensor | None
-    log_kernel_scale: Tensor
     output_bias: Tensor
 
     def __init__(
@@ -135,12 +142,7 @@ class RandomFeatureGaussianProcess(nn.Module):
         else:
             self.register_buffer("random_weight", None)
             self.register_buffer("random_phase", None)
-        log_scale = torch.tensor(math.nan if kernel_scale == "median" else math.log(kernel_scale), **options)
-        if train_kernel_scale:
-            self.log_kernel_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_kernel_scale", log_scale)
-        self._needs_kernel_scale = kernel_scale == "median"
+        self.scale = KernelScale(kernel_scale, in_features, trainable=train_kernel_scale, **options)
 
         # The names differ from a Linear's weight and bias: a checkpoint of the plain model must not load into them.
         limit = math.sqrt(6 / (self.num_inducing + out_features))
@@ -160,16 +162,16 @@ class RandomFeatureGaussianProcess(nn.Module):
             ridge_decay=ridge_decay,
             device=device,
         )
+        self._watch = WeightWatch()
+        self._trained = False  # a training forward has been since the covariance was fitted
         self._warned = False
-        # Who wants the Gaussian of an eval forward, and not its mean-field logits alone, is given it here.
-        self.posterior_hook: Callable[[GaussianLogits], None] | None = None
 
     # ---------------------------------------------------------------- the function
 
     @property
     def kernel_scale(self) -> float:
-        """The squared length scale of the kernel; NaN until the median heuristic has seen its first batch."""
-        return float(self.log_kernel_scale.detach().double().exp())
+        """The squared length scale of the kernel; NaN until the median heuristic has seen its first training data."""
+        return float(self.scale.log(torch.float64).detach().exp()) if self.scale.is_decided() else math.nan
 
     def features(self, x: Tensor) -> Tensor:
         """Answers phi(x), ``(..., M)``, in float32 or better."""
@@ -183,22 +185,31 @@ class RandomFeatureGaussianProcess(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Answers logits ``(..., C)``: plain ones in training, mean-field ones in evaluation (see the class)."""
-        if self.training:
-            self._trained_on(x)
-            return self.mean(x)
-        if self.covariance_state == "fitted":
-            if self.laplace.columns is None:
-                self.factorize()  # here already: what is compiled goes on after it as one graph
-            posterior = self.posterior(x)
-            if self.posterior_hook is not None:
-                self.posterior_hook(posterior)
-            likelihood = MEAN_FIELD[self.likelihood]
-            return self._like_input(posterior.mean_field_logits(self.mean_field_factor, likelihood), x)
-        if _exporting():
-            self.laplace.require_fitted("export")
-        if not self._warned:
-            self._warn_unfitted()
-        return self.mean(x)
+        recording = current_recording()
+        posterior: GaussianLogits | None = None
+        output = None if recording is None else recording.answer()
+        if output is None:
+            if recording is not None and recording.plain:
+                output = self.mean(x)
+            elif self.training:
+                if self._is_noted():
+                    self._note_training(x)
+                output = self.mean(x)
+            else:
+                if self._needs_python():
+                    self._prepare_evaluation()  # here, so that what is compiled goes on after it as one graph
+                fit = self._valid_fit()
+                if fit is None:
+                    if not self._warned:
+                        self._warn_unfitted("stale")
+                    output = self.mean(x)
+                else:
+                    posterior = self._posterior(x, self._factor_of(fit))
+                    likelihood = MEAN_FIELD[self.likelihood]
+                    output = self._like_input(posterior.mean_field_logits(self.mean_field_factor, likelihood), x)
+        if recording is not None:
+            recording.calls.append(GaussianProcessCall(self, x, posterior, output))
+        return output
 
     def posterior(self, x: Tensor) -> GaussianLogits:
         """Answers mean and variance ``(..., C)`` of the logits; the variance is shared by the classes.
@@ -206,12 +217,7 @@ class RandomFeatureGaussianProcess(nn.Module):
         Raises:
             CovarianceError: The covariance is not fitted, or stale.
         """
-        factor = self._factor("posterior")
-        with torch.autocast(x.device.type, enabled=False):
-            features = self._unscaled_features(x)
-            mean = self._mean(features)
-            variance = factor.variance(features.flatten(0, -2)) * self.feature_scale**2
-            return GaussianLogits(mean, variance.view(*mean.shape[:-1], 1).expand_as(mean))
+        return self._posterior(x, self._factor("posterior"))
 
     def covariance(self, x: Tensor) -> Tensor:
         """Answers the posterior covariance between inputs, ``(B, B)``, the same for every class.
@@ -251,6 +257,7 @@ class RandomFeatureGaussianProcess(nn.Module):
     @property
     def covariance_state(self) -> CovarianceState:
         """``"none"``, ``"fitted"``, or ``"stale"``: the weights have moved since it was fitted."""
+        self._settle()
         return self.laplace.state
 
     @property
@@ -264,9 +271,20 @@ class RandomFeatureGaussianProcess(nn.Module):
 
         Raises:
             CovarianceError: The covariance is stale: reset it first.
-            ValueError: The batch is empty, holds NaN or Inf, or has the wrong width.
+            ValueError: The batch is empty, holds NaN or Inf, has the wrong width, or is to decide the kernel scale and
+                holds no two different inputs.
         """
-        self.laplace.add(*self._contribution(x))
+        self._prepare(x)
+        self._settle()
+        if self.laplace.state == "none":
+            self._trust_weights()
+        product, count = self.contribution(x)
+        if self.laplace.momentum is not None and dist.is_available() and dist.is_initialized():
+            total = torch.tensor(float(count), dtype=torch.float64, device=product.device)
+            dist.all_reduce(product)
+            dist.all_reduce(total)
+            count = int(total)
+        self.laplace.add(product, count)
         self._warned = False
 
     @torch.no_grad()
@@ -277,7 +295,43 @@ class RandomFeatureGaussianProcess(nn.Module):
             CovarianceError: The covariance is not fitted or stale, or keeps a running average, or holds fewer inputs.
             ValueError: The batch is empty, holds NaN or Inf, or has the wrong width.
         """
-        self.laplace.remove(*self._contribution(x))
+        self._settle()
+        self.laplace.remove(*self.contribution(x))
+
+    @torch.no_grad()
+    def contribution(self, x: Tensor) -> tuple[Tensor, int]:
+        """Answers ``sum_i w_i phi_i phi_i^T`` of training inputs ``(..., D)``, ``(M, M)`` float64, and their number.
+
+        Nothing is added: whoever goes through all the data sums these and hands the sum to :meth:`replace_covariance`.
+
+        Raises:
+            ValueError: As :meth:`update`.
+        """
+        self._prepare(x)
+        with torch.autocast(x.device.type, enabled=False):
+            features = self._unscaled_features(x).flatten(0, -2)
+            if not bool(torch.isfinite(features).all()):
+                raise ValueError(_not_finite("the features are not finite", x))
+            wide = features.double()
+            weighted = wide
+            if self.likelihood != "gaussian":
+                weighted = wide * data_weights(self.likelihood, self._mean(features).double())
+            return (wide.T @ weighted).mul_(self.feature_scale**2), len(features)
+
+    @torch.no_grad()
+    def replace_covariance(self, product: Tensor, count: int) -> None:
+        """Puts the sum over all the data, ``(M, M)`` float64, and its ``count`` in place of the covariance, factored.
+
+        Who evaluates meanwhile gets the old covariance until all of it is done. The weights that it belongs to are
+        those of now.
+
+        Raises:
+            CovarianceError: The precision is not positive. The covariance is what it was.
+        """
+        self._settle()
+        self._trust_weights()
+        self.laplace.replace(product, count, self._exact_dtype())
+        self._warned = False
 
     @torch.no_grad()
     def reset_covariance(self) -> None:
@@ -293,17 +347,38 @@ class RandomFeatureGaussianProcess(nn.Module):
         """
         self._factor("factorize")
 
+    @run_eagerly
+    @torch.no_grad()
+    def decide_kernel_scale(self, x: Tensor) -> bool:
+        """Decides the kernel scale by training inputs ``(..., D)``, if it is not yet; answers whether it is now.
+
+        Inputs that are all alike, or one alone, decide nothing. In a run of several workers all call this, and agree.
+        """
+        if self.scale.is_decided():
+            return True
+        with torch.autocast(x.device.type, enabled=False):
+            return self.scale.decide(self._normalized(x))
+
     # ---------------------------------------------------------------- inside
 
-    def _unscaled_features(self, x: Tensor) -> Tensor:
+    def _posterior(self, x: Tensor, factor: PosteriorFactor) -> GaussianLogits:
+        with torch.autocast(x.device.type, enabled=False):
+            features = self._unscaled_features(x)
+            mean = self._mean(features)
+            variance = factor.variance(features.flatten(0, -2)) * self.feature_scale**2
+            return GaussianLogits(mean, variance.view(*mean.shape[:-1], 1).expand_as(mean))
+
+    def _normalized(self, x: Tensor) -> Tensor:
         x = self._checked(x)
-        if self.layer_norm is not None:
-            norm = self.layer_norm
-            x = F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
-        if self._needs_kernel_scale:
-            self._set_median_kernel_scale(x)
+        if self.layer_norm is None:
+            return x
+        norm = self.layer_norm
+        return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+
+    def _unscaled_features(self, x: Tensor) -> Tensor:
+        x = self._normalized(x)
         # Scaling the inputs costs B x D, scaling the projection B x M.
-        x = (x * torch.exp(-0.5 * self.log_kernel_scale)).to(x.dtype)
+        x = x * torch.exp(-0.5 * self.scale.log(x.dtype))
         if self.random_weight is None or self.random_phase is None:
             return x
         projected = F.linear(x, self.random_weight, self.random_phase)
@@ -325,90 +400,147 @@ class RandomFeatureGaussianProcess(nn.Module):
             raise ValueError(f"x has dtype {x.dtype}: expected a floating type.")
         if x.ndim == 1:
             raise ValueError(f"x has shape {tuple(x.shape)}: expected a batch; call x.unsqueeze(0) for one input.")
-        reference = self.log_kernel_scale if self.random_weight is None else self.random_weight
-        dtype = torch.promote_types(reference.dtype, torch.float32)
+        dtype = self._exact_dtype()
         if x.dtype == torch.float64 and dtype == torch.float32:
             raise ValueError("x is float64 and this layer float32: call x.float(), or double() on the layer.")
         return x.to(dtype)
 
+    def _exact_dtype(self) -> torch.dtype:
+        reference = self.beta if self.random_weight is None else self.random_weight
+        return torch.promote_types(reference.dtype, torch.float32)
+
     def _like_input(self, logits: Tensor, x: Tensor) -> Tensor:
         return logits if torch.is_autocast_enabled(x.device.type) else logits.to(x.dtype)
 
-    @run_eagerly
-    def _warn_unfitted(self) -> None:
-        self._warned = True
-        warnings.warn(
-            f"the covariance is {self.laplace.describe()}: evaluation answers plain logits. Call fit_covariance(data)"
-            " (or update(x) on this layer) after training, before the probabilities are used.",
-            stacklevel=3,
-        )
+    def _prepare(self, x: Tensor) -> None:
+        """Refuses what cannot be counted, before anything is changed, and decides the kernel scale if need be."""
+        self._checked(x)
+        if x.numel() == 0:
+            raise ValueError(f"x has shape {tuple(x.shape)}: an empty batch says nothing about the covariance.")
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(_not_finite("x holds NaN or Inf", x))
+        if not self.decide_kernel_scale(x):
+            raise ValueError(
+                f'kernel_scale="median" needs at least two different inputs in the first batch, and got x of shape'
+                f" {tuple(x.shape)}, all alike: begin with a larger batch, or give kernel_scale a number."
+            )
+
+    # ---------------------------------------------------------------- whether the covariance belongs to the weights
+
+    def _is_noted(self) -> bool:
+        """Answers whether a training forward is to be taken note of."""
+        unknown = self.scale.is_open or (self.laplace.state == "fitted" and not self._trained)
+        return self.laplace.momentum is not None or (unknown and torch.is_grad_enabled())
 
     @run_eagerly
-    def _trained_on(self, x: Tensor) -> None:
+    def _note_training(self, x: Tensor) -> None:
+        # Without gradients it may be a look at shapes, which decides nothing.
+        decided = self.decide_kernel_scale(x) if torch.is_grad_enabled() else self.scale.is_decided()
         if self.laplace.momentum is None:
-            if torch.is_grad_enabled():
-                self.laplace.mark_stale()
+            self._settle()
+            self._trained = True
         # Activation checkpointing runs forward again inside backward: the batch has been counted then, in a first
         # forward that had no gradients if the checkpoint is a reentrant one.
-        elif torch._C._current_graph_task_id() == -1:
+        elif decided and torch._C._current_graph_task_id() == -1:
             self.update(x)
 
-    def _contribution(self, x: Tensor) -> tuple[Tensor, int]:
-        """Answers ``sum_i w_i phi_i phi_i^T`` in float64, ``(M, M)``, and the number of inputs."""
-        with torch.autocast(x.device.type, enabled=False):
-            features = self._unscaled_features(x).flatten(0, -2)
-            if len(features) == 0:
-                raise ValueError(f"x has shape {tuple(x.shape)}: an empty batch says nothing about the covariance.")
-            if not bool(torch.isfinite(features).all()):
-                where = "x holds NaN or Inf" if not bool(torch.isfinite(x).all()) else "the features are not finite"
-                raise ValueError(
-                    f"{where} (batch of shape {tuple(x.shape)}): nothing was added to the covariance. Mend or leave out"
-                    " these inputs."
-                )
-            wide = features.double()
-            weighted = wide
-            if self.likelihood != "gaussian":
-                weighted = wide * data_weights(self.likelihood, self._mean(features).double())
-            product = (wide.T @ weighted).mul_(self.feature_scale**2)
-        count = len(features)
-        if self.laplace.momentum is not None and dist.is_available() and dist.is_initialized():
-            total = torch.tensor(float(count), dtype=torch.float64, device=product.device)
-            dist.all_reduce(product)
-            dist.all_reduce(total)
-            count = int(total)
-        return product, count
+    def _needs_python(self) -> bool:
+        """Answers whether an evaluation must do first what no graph can hold.
+
+        Raises:
+            CovarianceError: It must, and is exported, or has no covariance to export.
+        """
+        fit = self.laplace.present
+        suspicious = self._watch.raised and self.laplace.momentum is None
+        if _exporting():
+            if fit.state != "fitted":
+                raise unfitted_error("export", fit.state)
+            if fit.factor is None or suspicious:
+                what = "an optimizer has stepped" if suspicious else "the covariance is not factored yet"
+                raise CovarianceError(f"export: {what}. Call factorize() on this layer first.")
+        return fit.factor is None or suspicious if fit.state == "fitted" else not self._warned
 
     @run_eagerly
-    @torch.no_grad()
-    def _set_median_kernel_scale(self, x: Tensor) -> None:
-        log_scale = median_kernel_scale(x).log()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(log_scale)
-            log_scale /= dist.get_world_size()
-        self.log_kernel_scale.data.copy_(log_scale)
-        self._needs_kernel_scale = False
+    def _prepare_evaluation(self) -> None:
+        self._settle()
+        fit = self.laplace.present
+        if fit.state == "fitted":
+            self._factor_of(fit)
+        elif not self._warned:
+            self._warn_unfitted(fit.state)
+
+    def _valid_fit(self, *, read: bool = False) -> CovarianceFit | None:
+        """Answers the fit if the weights are those that it belongs to, as they show (:class:`WeightWatch`).
+
+        Nothing is marked for good: ``torch.func`` lends a module other weights for one call.
+        """
+        fit = self.laplace.present
+        if fit.state != "fitted":
+            return None
+        looks = self.laplace.momentum is None and not torch.compiler.is_compiling()
+        return None if looks and self._watch.has_moved(self, _COVARIANCE, read=read) else fit
+
+    @run_eagerly
+    def _settle(self) -> None:
+        """Marks the covariance stale if the weights have moved since it was fitted, as far as the layer can tell."""
+        fit = self.laplace.present
+        if fit.state == "fitted" and self.laplace.momentum is None:
+            stepped = self._watch.raised and self._trained
+            if self._watch.trusts(self, _COVARIANCE) or stepped:
+                self.laplace.mark_stale(fit)
+
+    def _trust_weights(self) -> None:
+        self._trained = False
+        self._watch.trusts(self, _COVARIANCE)
+
+    def _warn_unfitted(self, state: CovarianceState) -> None:
+        self._warned = True
+        warnings.warn(
+            f"the covariance is {described(state)}: evaluation answers plain logits. Call fit_covariance(data) (or"
+            " update(x) on this layer) after training, before the probabilities are used.",
+            stacklevel=4,
+        )
 
     def _factor(self, what: str) -> PosteriorFactor:
-        self.laplace.require_fitted(what)
-        if _exporting() and self.laplace.columns is None:
-            raise CovarianceError("export: the covariance is not factored yet. Call factorize() on this layer first.")
-        with torch.no_grad():
-            return self.laplace.factorize(torch.promote_types(self.log_kernel_scale.dtype, torch.float32))
+        if self._needs_python():
+            self._settle()
+        fit = self._valid_fit(read=True)
+        if fit is None:
+            state = self.laplace.state
+            raise unfitted_error(what, "stale" if state == "fitted" else state)
+        return self._factor_of(fit)
+
+    def _factor_of(self, fit: CovarianceFit) -> PosteriorFactor:
+        return self.laplace.factorize(self._exact_dtype(), fit)
+
+    # ---------------------------------------------------------------- as a citizen of torch
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RandomFeatureGaussianProcess":
         """Moves the layer as any module, but keeps the random features in float32 or better."""
-        before = {name: getattr(self, name) for name in ("random_weight", "random_phase", "log_kernel_scale")}
+        self._settle()
+        before = {name: getattr(self, name) for name in ("random_weight", "random_phase")}
         super()._apply(fn, recurse)
         for name, tensor in before.items():
             moved = getattr(self, name)
-            if name in self._buffers and moved is not None and moved.dtype in (torch.float16, torch.bfloat16):
+            if moved is not None and moved.dtype in (torch.float16, torch.bfloat16):
                 exact = moved if tensor.is_meta else tensor
                 setattr(self, name, exact.to(moved.device, torch.float32))
+        if self.laplace.state == "fitted":
+            self._watch.trusts(self, _COVARIANCE)  # a cast rounds the weights and is no training
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self._settle()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._needs_kernel_scale = bool(torch.isnan(self.log_kernel_scale))
+        self._trained = False
+        self._watch.forget()  # whether the covariance comes with the weights, that part of the layer is told itself
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()  # a copy has seen nothing of what moved before it
+        return {**self.__dict__, "_trained": False}
 
     def extra_repr(self) -> str:
         """Answers the layer's line in ``print(model)``."""
@@ -422,3 +554,10 @@ def _exporting() -> bool:
     # torch.compiler.is_exporting came with torch 2.7; before it, tracing for export reads as compiling.
     is_exporting = getattr(torch.compiler, "is_exporting", None)
     return bool(is_exporting()) if is_exporting is not None else False
+
+
+def _not_finite(what: str, x: Tensor) -> str:
+    return (
+        f"{what} (batch of shape {tuple(x.shape)}): nothing was added to the covariance. Mend or leave out these"
+        " inputs."
+    )

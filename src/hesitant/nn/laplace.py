@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -9,12 +10,39 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hesitant.eager import run_eagerly
+from hesitant.nn.own_lock import OwnLock
 from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
 
 CovarianceState = Literal["none", "fitted", "stale"]
 
 _STATES: tuple[CovarianceState, ...] = ("none", "fitted", "stale")
-_FACTOR = ("columns", "gains", "null_variance", "least_variance")
+_SUMS = ("data_precision", "num_seen", "ridge_weight")
+
+
+@dataclass(eq=False)
+class CovarianceFit:
+    """One state of the covariance, from one change to the next.
+
+    A change makes a new one and never touches the old: who holds it goes on with one and the same covariance. Only the
+    factor may be filled in later, and it is that of these sums.
+    """
+
+    state: CovarianceState = "none"
+    sums: tuple[Tensor, Tensor, Tensor] | None = None  # of a fitted one: the buffers, as they were
+    factor: PosteriorFactor | None = None
+
+
+def described(state: CovarianceState) -> str:
+    """Answers a state in words, for messages."""
+    return "stale: the weights have moved since it was fitted" if state == "stale" else "not fitted"
+
+
+def unfitted_error(what: str, state: CovarianceState) -> CovarianceError:
+    """Answers the error of who asks for ``what`` in a state that has no answer to it."""
+    return CovarianceError(
+        f"{what}: the covariance is {described(state)}. Call fit_covariance(data) on the model, or"
+        " reset_covariance() and update(x) on this layer, after the last change of the weights."
+    )
 
 
 class LaplaceCovariance(nn.Module):
@@ -22,6 +50,9 @@ class LaplaceCovariance(nn.Module):
 
     The data's part is summed in float64 whatever the dtype of the module around it: that is what makes sums over
     workers, and data added and taken out again, agree. See :class:`RandomFeatureGaussianProcess` for the arguments.
+
+    Other threads may read meanwhile: each change sums apart and then puts new tensors, the state and the factor in
+    place of the old at once, so that they get the covariance of before or the one of after.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -31,10 +62,6 @@ class LaplaceCovariance(nn.Module):
     num_seen: Tensor
     ridge_weight: Tensor
     state_code: Tensor
-    columns: Tensor | None
-    gains: Tensor | None
-    null_variance: Tensor | None
-    least_variance: Tensor | None
 
     def __init__(
         self,
@@ -65,158 +92,225 @@ class LaplaceCovariance(nn.Module):
         self.register_buffer("num_seen", torch.zeros((), **double))
         self.register_buffer("ridge_weight", torch.ones((), **double))
         self.register_buffer("state_code", torch.zeros((), device=device, dtype=torch.uint8))
-        # No buffers: they come and go, and who averages models pairs the buffers of two of them.
-        self._drop_factor()
-        self._state: CovarianceState = "none"
+        # Its factor is no buffer: it comes and goes, and who averages models pairs the buffers of two of them.
+        self.present = CovarianceFit()
+        self._lock = OwnLock()
 
     @property
     def state(self) -> CovarianceState:
         """``"none"``, ``"fitted"``, or ``"stale"``: the weights have moved since it was fitted."""
-        return self._state
+        return self.present.state
+
+    @property
+    def factor(self) -> PosteriorFactor | None:
+        """The factor that is kept, or None: the next evaluation makes it."""
+        return self.present.factor
 
     @property
     def precision(self) -> Tensor:
         """The precision matrix, ``(M, M)`` float64, the ridge included."""
-        prior, scale = self._prior_and_scale()
-        return self.data_precision * scale + prior * torch.eye(
-            len(self.data_precision), dtype=torch.float64, device=self.data_precision.device
+        data_precision, num_seen, ridge_weight = self.present.sums or self._buffered()
+        prior, scale = self._prior_and_scale(num_seen, ridge_weight)
+        return data_precision * scale + prior * torch.eye(
+            len(data_precision), dtype=torch.float64, device=data_precision.device
         )
 
-    def describe(self) -> str:
-        """Answers the state in words, for messages."""
-        return "stale: the weights have moved since it was fitted" if self._state == "stale" else "not fitted"
+    def require_fitted(self, what: str) -> CovarianceFit:
+        """Answers the present fit, or raises CovarianceError unless it is one."""
+        fit = self.present
+        if fit.state != "fitted":
+            raise unfitted_error(what, fit.state)
+        return fit
 
-    def require_fitted(self, what: str) -> None:
-        """Raises CovarianceError unless the covariance is fitted."""
-        if self._state != "fitted":
-            raise CovarianceError(
-                f"{what}: the covariance is {self.describe()}. Call fit_covariance(data) on the model, or"
-                " reset_covariance() and update(x) on this layer, after the last change of the weights."
-            )
-
+    @torch.inference_mode(False)  # what is kept must be written and differentiated later, whoever asks first
+    @torch.no_grad()
     def add(self, product: Tensor, count: int) -> None:
         """Adds ``sum_i w_i phi_i phi_i^T``, ``(M, M)`` float64, of ``count`` inputs.
 
         Raises:
             CovarianceError: The covariance is stale.
         """
-        if self._state == "stale":
-            raise CovarianceError(
-                "update: the weights have moved since the covariance was begun, and sums over different weights do not"
-                " add up. Call reset_covariance() first, then update() with all the data."
-            )
-        if self.ridge_decay and self.momentum is not None:
-            self.data_precision.mul_(self.momentum).add_(product, alpha=(1 - self.momentum) / count)
-            self.ridge_weight.mul_(self.momentum)
-        else:
-            if self.momentum is not None and self.momentum < 1:
-                self.data_precision.mul_(self.momentum)
-                self.num_seen.mul_(self.momentum)
-            self.data_precision.add_(product)
-            self.num_seen.add_(count)
-        self._set_state("fitted")
+        with self._lock:
+            if self.state == "stale":
+                raise CovarianceError(
+                    "update: the weights have moved since the covariance was begun, and sums over different weights do"
+                    " not add up. Call reset_covariance() first, then update() with all the data."
+                )
+            data_precision, num_seen, ridge_weight = self._begun()
+            if self.ridge_decay and self.momentum is not None:
+                data_precision = (data_precision * self.momentum).add_(product, alpha=(1 - self.momentum) / count)
+                ridge_weight = ridge_weight * self.momentum
+            else:
+                kept = 1.0 if self.momentum is None else self.momentum
+                data_precision = torch.add(product, data_precision, alpha=kept)
+                num_seen = num_seen * kept + count
+            self._swap("fitted", data_precision, num_seen, ridge_weight)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def remove(self, product: Tensor, count: int) -> None:
         """Takes ``sum_i w_i phi_i phi_i^T`` of ``count`` inputs out again.
 
         Raises:
             CovarianceError: The covariance is not fitted or stale, or keeps a running average, or holds fewer inputs.
         """
-        self.require_fitted("downdate")
-        if self.momentum is not None:
-            raise CovarianceError(
-                f"downdate: with momentum={self.momentum} the covariance is a running average over weights that moved,"
-                " out of which no data can be taken. Make the layer with momentum=None."
-            )
-        if count > float(self.num_seen):
-            raise CovarianceError(
-                f"downdate: {count} inputs cannot be taken out of the {int(self.num_seen)} that were added."
-            )
-        self.data_precision.sub_(product)
-        self.num_seen.sub_(count)
-        if float(self.num_seen) == 0 and bool(self.data_precision.abs().max() < 1e-6 * product.abs().max()):
-            self.data_precision.zero_()  # what rounding left behind may be more than a small ridge
-        self._set_state("fitted")
+        with self._lock:
+            self.require_fitted("downdate")
+            if self.momentum is not None:
+                raise CovarianceError(
+                    f"downdate: with momentum={self.momentum} the covariance is a running average over weights that"
+                    " moved, out of which no data can be taken. Make the layer with momentum=None."
+                )
+            if count > float(self.num_seen):
+                raise CovarianceError(
+                    f"downdate: {count} inputs cannot be taken out of the {int(self.num_seen)} that were added."
+                )
+            data_precision, num_seen = self.data_precision - product, self.num_seen - count
+            if float(num_seen) == 0 and bool(data_precision.abs().max() < 1e-6 * product.abs().max()):
+                data_precision.zero_()  # what rounding left behind may be more than a small ridge
+            self._swap("fitted", data_precision, num_seen, self.ridge_weight)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def replace(self, product: Tensor, count: int, dtype: torch.dtype | None = None) -> None:
+        """Puts the sum ``(M, M)`` float64 over ``count`` inputs in place of all data so far, whatever the state.
+
+        Args:
+            product: ``sum_i w_i phi_i phi_i^T`` of all the data.
+            count: Its inputs; of none, the state is ``"none"``.
+            dtype: That of the features for which the factor is made before anyone meets the new sum; None leaves it
+                to the next evaluation.
+
+        Raises:
+            CovarianceError: The precision is not positive. The covariance is what it was.
+        """
+        product = product.clone()  # the caller may go on summing into its own
+        sums = product, torch.full_like(self.num_seen, count), torch.ones_like(self.ridge_weight)
+        factor = None if dtype is None or count == 0 else self._factored(sums, dtype)
+        with self._lock:
+            self._swap("fitted" if count else "none", *sums, factor)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def reset(self) -> None:
         """Forgets all data: the covariance is that of the prior, and its state ``"none"``."""
-        self.data_precision.zero_()
-        self.num_seen.zero_()
-        self.ridge_weight.fill_(1)
-        self._set_state("none")
+        with self._lock:
+            self._swap("none", *self._nothing())
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def all_reduce(self) -> None:
         """Sums over the workers of ``torch.distributed``, each of which added its own share of the data."""
-        dist.all_reduce(self.data_precision)
-        dist.all_reduce(self.num_seen)
-        self._set_state("fitted" if float(self.num_seen) > 0 else "none")
+        data_precision, num_seen = self.data_precision.clone(), self.num_seen.clone()
+        dist.all_reduce(data_precision)
+        dist.all_reduce(num_seen)
+        with self._lock:
+            self._swap("fitted" if float(num_seen) > 0 else "none", data_precision, num_seen, self.ridge_weight)
 
-    def mark_stale(self) -> None:
-        """Says that the weights have moved: a fitted covariance no longer belongs to them."""
-        if self._state == "fitted":
-            self._set_state("stale")
+    def mark_stale(self, fit: CovarianceFit | None = None) -> None:
+        """Says that the weights have moved: a fitted covariance no longer belongs to them.
 
-    def factorize(self, dtype: torch.dtype) -> PosteriorFactor:
+        Args:
+            fit: The one of which this was found; if another has come meanwhile, nothing is said. None is the present.
+        """
+        with self._lock:
+            if self.state == "fitted" and (fit is None or fit is self.present):
+                self._swap("stale", *self._buffered())
+
+    def factorize(self, dtype: torch.dtype, fit: CovarianceFit | None = None) -> PosteriorFactor:
         """Answers the factor for features of ``dtype``, and keeps it until the precision changes.
+
+        Args:
+            dtype: Of the features.
+            fit: Whose factor; None is the present one's.
 
         Raises:
             CovarianceError: The precision is not positive.
         """
-        if self.columns is None:
-            self._make_factor(dtype)
-        assert self.columns is not None
-        assert self.null_variance is not None
-        assert self.least_variance is not None
-        return PosteriorFactor(self.columns, self.gains, self.null_variance, self.least_variance)
+        fit = self.present if fit is None else fit
+        return self._make_factor(fit, dtype) if fit.factor is None else fit.factor
+
+    # ---------------------------------------------------------------- inside
 
     @run_eagerly
-    @torch.inference_mode(False)  # what is kept must serve autograd too, whoever asks first
+    @torch.inference_mode(False)
     @torch.no_grad()
-    def _make_factor(self, dtype: torch.dtype) -> None:
-        prior, scale = self._prior_and_scale()
-        factor = PosteriorFactor.of(self.data_precision * scale, self.ridge_penalty, prior, dtype)
-        self.columns, self.gains = factor.columns, factor.gains
-        self.null_variance, self.least_variance = factor.null_variance, factor.least_variance
+    def _make_factor(self, fit: CovarianceFit, dtype: torch.dtype) -> PosteriorFactor:
+        # Two threads may make it at once, and make the same.
+        factor = self._factored(fit.sums or self._buffered(), dtype)
+        fit.factor = factor
+        return factor
 
-    def _prior_and_scale(self) -> tuple[float, float]:
+    def _factored(self, sums: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> PosteriorFactor:
+        prior, scale = self._prior_and_scale(*sums[1:])
+        return PosteriorFactor.of(sums[0] * scale, self.ridge_penalty, prior, dtype)
+
+    def _prior_and_scale(self, num_seen: Tensor, ridge_weight: Tensor) -> tuple[float, float]:
         """Answers the ridge as it stands now, and what the data's part is multiplied by."""
-        seen = float(self.num_seen)
+        seen = float(num_seen)
         scale = self.num_data / seen if self.num_data is not None and seen > 0 else 1.0
-        return self.ridge_penalty * float(self.ridge_weight), scale
+        return self.ridge_penalty * float(ridge_weight), scale
 
-    def _drop_factor(self) -> None:
-        self.columns = self.gains = self.null_variance = self.least_variance = None
+    def _begun(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Answers the sums to which data is added: before any they are zero, whatever was averaged into the buffers."""
+        if self.state == "none":
+            return self._nothing()
+        return self._buffered()
 
-    def _set_state(self, state: CovarianceState) -> None:
-        self._state = state
-        self.state_code.fill_(_STATES.index(state))
-        self._drop_factor()
+    def _buffered(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.data_precision, self.num_seen, self.ridge_weight
+
+    def _nothing(self) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            torch.zeros_like(self.data_precision),
+            torch.zeros_like(self.num_seen),
+            torch.ones_like(self.ridge_weight),
+        )
+
+    def _swap(
+        self,
+        state: CovarianceState,
+        data_precision: Tensor,
+        num_seen: Tensor,
+        ridge_weight: Tensor,
+        factor: PosteriorFactor | None = None,
+    ) -> None:
+        """Puts new sums in place, never into the old ones: a factor may be in the making there. Holds the lock."""
+        self.data_precision, self.num_seen, self.ridge_weight = data_precision, num_seen, ridge_weight
+        self._set_fit(state, factor)
+
+    def _set_fit(self, state: CovarianceState, factor: PosteriorFactor | None = None) -> None:
+        self.present = CovarianceFit(state, self._buffered() if state == "fitted" else None, factor)
+        self.state_code = torch.full_like(self.state_code, _STATES.index(state))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LaplaceCovariance":
         """Moves to a device as any module, but stays in float64, and its factor in float32 or better."""
-        exact = {name: getattr(self, name) for name in ("data_precision", "num_seen", "ridge_weight")}
-        factor = {name: getattr(self, name) for name in _FACTOR}
+        exact = {name: getattr(self, name) for name in _SUMS}
+        before = self.present.factor
         super()._apply(fn, recurse)
-        for name, tensor in factor.items():
-            setattr(self, name, None if tensor is None else fn(tensor))
         for name, tensor in exact.items():
             moved = getattr(self, name)
             setattr(self, name, moved.double() if tensor.is_meta else tensor.to(moved.device))
-        if self.columns is not None and self.columns.dtype != factor["columns"].dtype:
-            dtype = torch.promote_types(self.columns.dtype, torch.float32)
-            if dtype == factor["columns"].dtype:
-                for name, tensor in factor.items():
-                    if tensor is not None:
-                        setattr(self, name, tensor.to(self.data_precision.device))
+        factor = None
+        if before is not None and not before.columns.is_meta:
+            cast = fn(before.columns).dtype
+            if torch.promote_types(cast, torch.float32) == before.columns.dtype:
+                factor = before.to(self.data_precision.device)
             else:
                 # A factor is made for one dtype: a low-rank one of float64 may lose every digit in float32.
-                self._drop_factor()
-                self._make_factor(dtype)
+                with torch.inference_mode(False), torch.no_grad():
+                    factor = self._factored(self._buffered(), torch.promote_types(cast, torch.float32))
+        self._set_fit(self.state, factor)
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # An average of models may have written another's code into the buffer, and other numbers into the sums.
+        self.state_code = torch.full_like(self.state_code, _STATES.index(self.state))
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         if all(prefix + name in state_dict for name in ("data_precision", "num_seen", "state_code")):
-            self._set_state(_STATES[int(self.state_code)])
+            self._set_fit(_STATES[int(self.state_code)])
         else:
             self.mark_stale()

@@ -71,6 +71,13 @@ class PosteriorFactor:
         columns = eigenvectors[:, size - rank :] * gains.sqrt()
         return PosteriorFactor(columns.to(dtype).contiguous(), gains.to(dtype), null_variance, least_variance)
 
+    def to(self, device: torch.device) -> "PosteriorFactor":
+        """Answers the factor on a device."""
+        gains = None if self.gains is None else self.gains.to(device)
+        return PosteriorFactor(
+            self.columns.to(device), gains, self.null_variance.to(device), self.least_variance.to(device)
+        )
+
     def variance(self, features: Tensor) -> Tensor:
         """Answers ``phi^T C phi`` of each row of features ``(B, M)``, ``(B,)``, never negative."""
         projected = torch.linalg.vector_norm(features @ self.columns, dim=1).square()

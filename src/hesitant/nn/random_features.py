@@ -36,22 +36,16 @@ def draw_projection(
     return (std * rows).float()
 
 
-def median_kernel_scale(x: Tensor) -> Tensor:
-    """Answers the kernel scale of the median heuristic, the median squared distance between inputs ``(B, D)``.
+def median_kernel_scale(x: Tensor) -> Tensor | None:
+    """Answers the kernel scale of the median heuristic, the median squared distance between inputs ``(..., D)``.
 
     At that scale the kernel exp(-|d|^2 / (2 scale)) is exp(-1/2) for the median pair, whatever the width of the
-    features. Source: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012, section 8.
-
-    Raises:
-        ValueError: There are fewer than two different inputs.
+    features. None: there are no two different inputs. Source: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012,
+    section 8.
     """
     x = x.detach().reshape(-1, x.shape[-1]).double()
+    x = x[torch.isfinite(x).all(1)]
     x = x[:: max(1, len(x) // _MEDIAN_INPUTS)][:_MEDIAN_INPUTS]
     squared = torch.pdist(x).square()
-    squared = squared[squared > 0]
-    if squared.numel() == 0:
-        raise ValueError(
-            f'kernel_scale="median" needs at least two different inputs in the first batch, and got {len(x)} that are'
-            " all alike: begin with a larger batch, or give kernel_scale a number."
-        )
-    return squared.median()
+    squared = squared[(squared > 0) & torch.isfinite(squared)]
+    return squared.median() if squared.numel() else None
