@@ -28,11 +28,11 @@ class Look:
         num_shown: how many inputs of a kind.
     """
 
-    class_names: Sequence[str] | None
-    feature_names: Sequence[str] | None
-    image_shape: tuple[int, ...] | None
-    show: Callable[[Any], Any] | None
-    num_shown: int
+    class_names: Sequence[str] | None = None
+    feature_names: Sequence[str] | None = None
+    image_shape: tuple[int, ...] | None = None
+    show: Callable[[Any], Any] | None = None
+    num_shown: int = 12
 
     def class_name(self, label: int) -> str:
         """What people call the class."""

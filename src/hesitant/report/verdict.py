@@ -8,6 +8,11 @@ from hesitant.evaluation.recommendation import Outcome, Recommendation
 __all__ = ["KeyFigure", "Verdict", "limit", "listed", "percent", "verdict"]
 
 _SMALL = 0.01  # a difference in coverage that the words pass over
+_FIRST = {
+    "nll": "has the lowest NLL",
+    "parameters": "has the fewest parameters, at the same NLL",
+    "order": "stands first, at the same NLL",
+}
 _NOTICED = 0.5  # the share of an out-of-domain set below which the verdict warns
 
 
@@ -126,11 +131,10 @@ def _reasons(comparison: Comparison, recommendation: Recommendation) -> tuple[st
                 f"No method here is to be relied on to notice inputs like {other}: {name} answers "
                 f"{percent(1 - share)} of them."
             )
-    if recommendation.equals:
-        faster = comparison.figures[name]["milliseconds"] is not None
+    if recommendation.decided_by is not None:
         reasons.append(
-            f"{listed(list(recommendation.equals))} did as well, as far as these data can tell; of those that did, "
-            f"{name} is the {'fastest' if faster else 'one of the lowest NLL'}."
+            f"{listed(recommendation.equals)} did as well, as far as these data can tell; of those that did, {name} "
+            f"{_FIRST[recommendation.decided_by]}."
         )
     for other, result in recommendation.outcomes.items():
         if other == name or other in recommendation.equals:
