@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from hesitant.evaluation.comparison import Comparison
 from hesitant.evaluation.comparison_text import cell
+from hesitant.evaluation.plain_text import isolated, without_overrides
 from hesitant.evaluation.recommendation import Outcome, Recommendation, recommend
 from hesitant.files import write_text
 from hesitant.report.figures import reliability_pictures, risk_coverage_picture, score_pictures
@@ -78,9 +79,9 @@ def rendered(comparison: Comparison, recommendation: Recommendation, look: Look,
         raise ImportError("a report needs Jinja2: pip install jinja2") from error
     environment = Environment(
         loader=PackageLoader("hesitant.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
-    environment.filters |= {"percent": percent, "limit": limit}
+    environment.filters |= {"percent": percent, "limit": limit, "isolated": isolated}
     return environment.get_template("page.html.jinja").render(
         title=title,
         day=date.today().isoformat(),
@@ -107,6 +108,14 @@ def _cells(comparison: Comparison) -> dict[str, list[tuple[str, bool]]]:
         ]
         for column in comparison.columns
     }
+
+
+def _shown(value: Any) -> Any:
+    """What is put into the page: nothing in it turns the direction of what stands behind it."""
+    if not isinstance(value, str):
+        return value
+    text = without_overrides(value)
+    return type(value)(text) if hasattr(value, "__html__") else text
 
 
 def _risk(outcome: Outcome) -> str:
