@@ -1,5 +1,6 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,14 @@ def test_whatever_is_trained_resumes(tmp_path: Path, make: Any, options: dict[st
     assert first.best_epoch == second.best_epoch
 
 
+class Halving:
+    def __init__(self) -> None:
+        self.factor = torch.tensor(0.5)
+
+    def __call__(self, epoch: int) -> float:
+        return float(self.factor**epoch)
+
+
 SCHEDULES: dict[str, Any] = {
     "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 4),
     "steps": lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [1, 3], 0.2),
@@ -148,6 +157,15 @@ SCHEDULES: dict[str, Any] = {
         o,
         [torch.optim.lr_scheduler.ConstantLR(o, 0.1, 1), torch.optim.lr_scheduler.ExponentialLR(o, 0.5)],
         milestones=[1],
+    ),
+    "steps in a sequence": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [torch.optim.lr_scheduler.ConstantLR(o, 0.1, 1), torch.optim.lr_scheduler.MultiStepLR(o, [1, 2], 0.2)],
+        milestones=[1],
+    ),
+    "a function with numbers": lambda o: torch.optim.lr_scheduler.LambdaLR(o, Halving()),
+    "chain": lambda o: torch.optim.lr_scheduler.ChainedScheduler(
+        [torch.optim.lr_scheduler.ConstantLR(o, 0.1, 3), torch.optim.lr_scheduler.MultiStepLR(o, [3], 0.2)]
     ),
     "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=5),
 }
@@ -220,7 +238,7 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
 def test_another_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     fit(dense(), 1, checkpoint=path)
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(ValueError, match=r"checkpoint=.* does not fit this model \(size mismatch"):
         fit(MLP(4, 3, hidden=(8,), generator=generator()), 2, checkpoint=path)
 
 
@@ -260,3 +278,285 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert json.dumps(optimizers[0].state_dict()["param_groups"]) == json.dumps(
         optimizers[1].state_dict()["param_groups"]
     )
+
+
+# What is nested in a state
+
+
+def steps(optimizer: torch.optim.Optimizer, scheduler: Any, number: int, losses: Tensor) -> list[float]:
+    rates = []
+    for loss in losses[:number].tolist():
+        optimizer.step(lambda: torch.zeros(()))
+        scheduler.step(*([loss] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+STEPPED: dict[str, Any] = {
+    **SCHEDULES,
+    "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=40, three_phase=True),
+    "plateau": lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=1, cooldown=2, factor=0.9),
+    "plateau, greatest": lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, "max", patience=2, factor=0.9),
+    "cyclic": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, 3, scale_fn=lambda x: 0.9**x),
+    "restarts": lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 3, 2),
+    "swa": lambda o: torch.optim.swa_utils.SWALR(o, 0.05, 3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")  # torch 2.6, of its own SequentialLR
+@pytest.mark.parametrize("make", STEPPED.values(), ids=STEPPED.keys())
+@pytest.mark.parametrize("before", [1, 7])
+def test_the_rates_after_a_resumed_schedule_are_those_of_an_unbroken_one(
+    tmp_path: Path, make: Any, before: int
+) -> None:
+    losses = torch.rand(30, generator=generator(3))
+
+    def begun() -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+        model = nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return model, optimizer, make(optimizer)
+
+    _, optimizer, scheduler = begun()
+    expected = steps(optimizer, scheduler, 4 if make in SCHEDULES.values() else 30, losses)
+    before = min(before, len(expected) - 1)
+    model, optimizer, scheduler = begun()
+    steps(optimizer, scheduler, before, losses)
+    save_checkpoint(tmp_path / "c", Progress(), model, optimizer, generator(), scheduler=scheduler)
+    model, optimizer, scheduler = begun()
+    load_checkpoint(tmp_path / "c", model, optimizer, generator(), scheduler)
+    assert steps(optimizer, scheduler, len(expected) - before, losses[before:]) == expected[before:]
+
+
+def test_an_optimizer_with_lists_of_tensors_and_a_rate_that_is_one_comes_back(tmp_path: Path) -> None:
+    makers: list[Callable[[Any], torch.optim.Optimizer]] = [
+        lambda p: torch.optim.LBFGS(p, max_iter=3),
+        lambda p: torch.optim.Adam(p, lr=torch.tensor(0.01), foreach=False),
+    ]
+    for make in makers:
+        models = dense(), dense()
+        optimizers = [make(model.parameters()) for model in models]
+
+        def loss(model: nn.Module = models[0], optimizer: torch.optim.Optimizer = optimizers[0]) -> Tensor:
+            optimizer.zero_grad()
+            value = model(X).square().mean()
+            value.backward()
+            return value
+
+        models[0].eval()
+        optimizers[0].step(loss)
+        save_checkpoint(tmp_path / "c", Progress(), models[0], optimizers[0], generator())
+        load_checkpoint(tmp_path / "c", models[1], optimizers[1], generator())
+        assert_alike(optimizers[0].state_dict(), optimizers[1].state_dict())
+
+
+def assert_alike(first: Any, second: Any) -> None:
+    assert type(first) is type(second)
+    if isinstance(first, Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, Mapping):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_alike(first[key], second[key])
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_alike(one, other)
+    else:
+        assert first == second
+
+
+def test_a_schedule_that_holds_what_needs_pickle_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+    class Warmup(torch.optim.lr_scheduler.LambdaLR):
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.after = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+            super().__init__(optimizer, lambda epoch: 1.0)
+
+    with pytest.raises(TypeError, match=r"scheduler\.after is a StepLR, expected numbers, texts and tensors"):
+        fit(dense(), 1, checkpoint=tmp_path / "c", scheduler=Warmup)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Other runs, and files that were changed
+
+RUN: dict[str, Any] = {"data size": 1000, "seed": 0, "optimizer": "AdamW", "learning rate": 1e-3, "precision": None}
+
+
+def parts(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer, torch.Generator]:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator(seed)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1 + seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return model, optimizer, generator(seed)
+
+
+def saved(path: Path, **options: Any) -> Path:
+    save_checkpoint(path, Progress(2, [0.5, 0.25], [1.0, 0.5], 2, 1.5), *parts(), **{"run": RUN, **options})
+    return path
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, draws: torch.Generator) -> Any:
+    state = [weights(model), optimizer.state_dict(), draws.get_state(), torch.get_rng_state()]
+    return deepcopy(state)
+
+
+def refused(path: Path, message: str, **options: Any) -> None:
+    """Loading raises one error that names the path, and leaves all as it was."""
+    own = parts(1)
+    before = state_of(*own)
+    with pytest.raises(ValueError, match=message) as raised:
+        load_checkpoint(path, *own, **{"run": RUN, **options})
+    assert str(path) in str(raised.value)
+    assert_alike(state_of(*own), before)
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_each_difference(tmp_path: Path) -> None:
+    path = saved(tmp_path / "c")
+    other = {**RUN, "data size": 800, "precision": "bf16"}
+    refused(
+        path,
+        r"is of another run: data size 1000 there, 800 here; precision None there, bf16 here\. Delete the file .* or "
+        "give another path",
+        run=other,
+    )
+    del other["seed"]
+    refused(path, r"; seed 0 there, nothing here\.", run=other)
+    refused(path, r"workers nothing there, 2 here\.", run={**RUN, "workers": 2})
+    refused(path, "data size 1000 there, nothing here; .*", run=None)
+    found, best = load_checkpoint(path, *parts(1), run=RUN)
+    assert (found, best) == (Progress(2, [0.5, 0.25], [1.0, 0.5], 2, 1.5), None)
+
+
+def test_a_run_without_entries_does_not_go_on_as_one_with_some(tmp_path: Path) -> None:
+    path = saved(tmp_path / "c", run=None)
+    refused(path, "data size nothing there, 1000 here")
+    load_checkpoint(path, *parts(1))
+
+
+def test_entries_may_be_any_numbers(tmp_path: Path) -> None:
+    run = {"norm": float("inf"), "loss": float("nan"), "rate": 1}
+    load_checkpoint(saved(tmp_path / "c", run=run), *parts(1), run={**run, "rate": 1.0})
+
+
+def changed(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], object]) -> Path:
+    """Rewrites the checkpoint with other metadata, which is JSON, or other tensors."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(metadata, tensors)
+    save_file(tensors, path, metadata)
+    return path
+
+
+PROGRESS = {"epoch": 2, "train_loss": [0.5, 0.25], "validation_nll": [1.0, 0.5], "best_epoch": 2, "seconds": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": -1}, "epoch of its progress is -1"),
+        ({"epoch": 1.5}, "epoch of its progress is 1.5"),
+        ({"epoch": True}, "epoch of its progress is True"),
+        ({"epoch": "2"}, "epoch of its progress is '2'"),
+        ({"epoch": {"float": "nan"}}, "epoch of its progress is nan"),
+        ({"epoch": 3}, "train_loss of its progress is .*, not 3 finite numbers"),
+        ({"train_loss": [0.5, {"float": "nan"}]}, r"train_loss of its progress is \[0.5, nan\]"),
+        ({"train_loss": [0.5, {"float": "inf"}]}, "train_loss of its progress"),
+        ({"train_loss": 0.5}, "train_loss of its progress is 0.5"),
+        ({"train_loss": ["a", "b"]}, "train_loss of its progress"),
+        ({"train_loss": [True, False]}, "train_loss of its progress"),
+        ({"validation_nll": [{"float": "nan"}]}, "validation_nll of its progress"),
+        ({"validation_nll": [1.0, 1.0, 1.0]}, "validation_nll of its progress is .*, not at most 2"),
+        ({"best_epoch": 3}, "best_epoch of its progress is 3, not null, or 1 to 2"),
+        ({"best_epoch": 0}, "best_epoch of its progress is 0"),
+        ({"best_epoch": 1.0}, "best_epoch of its progress is 1.0"),
+        ({"seconds": -1.0}, "seconds of its progress is -1.0"),
+        ({"seconds": {"float": "nan"}}, "seconds of its progress is nan"),
+        ({"seconds": None}, "seconds of its progress is None"),
+        ({"extra": 1}, "its progress has .*'extra'"),
+    ],
+)
+def test_impossible_progress_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    pairs = [[name, value] for name, value in {**PROGRESS, **change}.items()]
+    text = json.dumps({"dict": pairs})
+    refused(
+        changed(saved(tmp_path / "c"), lambda metadata, _: metadata.update(progress=text)), f"is damaged.*{message}"
+    )
+
+
+@pytest.mark.parametrize("entry", ["run", "progress", "optimizer", "scheduler"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "NaN", "1e400", "[" * 100_000, '{"dict": [[1]]}', '{"dict": 1}', '{"dict": [], "dict": []}', '{"a": 1}',
+     '{"tensor": "none"}', '{"dict": [[[], 1]]}', '{"float": "1"}', '{"tuple": 3}', "[1, 2]", "7"],
+)  # fmt: skip
+def test_entries_that_are_no_state_are_refused(tmp_path: Path, entry: str, text: str) -> None:
+    path = changed(saved(tmp_path / "c"), lambda metadata, _: metadata.update({entry: text}))
+    model, optimizer, draws = parts(1)
+    with pytest.raises(ValueError, match=r"(is damaged|is of another run|does not fit this)") as raised:
+        load_checkpoint(path, model, optimizer, draws, run=RUN)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("entry", ["run", "progress", "optimizer", "scheduler"])
+def test_a_missing_entry_is_named(tmp_path: Path, entry: str) -> None:
+    refused(changed(saved(tmp_path / "c"), lambda metadata, _: metadata.pop(entry)), f"is damaged .it lacks {entry}")
+
+
+def test_missing_and_wrong_tensors_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    refused(changed(saved(path), lambda _, tensors: tensors.pop("random.cpu")), "it lacks a random state")
+    refused(changed(saved(path), lambda _, tensors: tensors.pop("random.generator")), "it lacks a random state")
+    short = torch.zeros(1, 9, dtype=torch.uint8)
+    refused(changed(saved(path), lambda _, tensors: tensors.update({"random.cpu": short})), "is damaged")
+    refused(changed(saved(path), lambda _, tensors: tensors.update({"random.generator": short[0]})), "is damaged")
+    none = "optimizer.state.0.exp_avg"
+    refused(changed(saved(path), lambda _, tensors: tensors.pop(none)), f"it lacks the tensor '{none}'")
+    wide = torch.zeros(9, 2)
+    refused(changed(saved(path), lambda _, tensors: tensors.update({"model.0.weight": wide})), r"shape \(9, 2\) there")
+    refused(changed(saved(path), lambda _, tensors: tensors.update({"best.0.weight": wide})), "its best weights")
+    changed(saved(path), lambda _, tensors: tensors.pop("model.1.bias"))
+    with pytest.raises(ValueError, match=r"checkpoint=.*Missing key.*1\.bias"):
+        load_checkpoint(path, *parts(1), run=RUN)
+
+
+def test_another_version_or_schedule_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    refused(changed(saved(path), lambda metadata, _: metadata.update(version="1")), "has version 1, expected 2")
+    saved(path)
+    model, optimizer, draws = parts(1)
+    with pytest.raises(ValueError, match="does not fit this learning-rate schedule"):
+        load_checkpoint(path, model, optimizer, draws, torch.optim.lr_scheduler.StepLR(optimizer, 2), run=RUN)
+    saved(path, scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 2))
+    with pytest.raises(ValueError, match="does not fit this learning-rate schedule"):
+        load_checkpoint(path, *parts(1), run=RUN)
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "c").read_bytes()
+    for length in (0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "c").write_bytes(whole[:length])
+        refused(tmp_path / "c", "cannot be read")
+
+
+def test_two_runs_that_save_to_one_path_leave_one_whole_file(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    inner, write = [], safetensors.torch.save_file
+
+    def meanwhile_another(*arguments: Any) -> None:
+        if not inner:
+            inner.append(True)
+            saved(tmp_path / "c")
+        write(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", meanwhile_another)
+        saved(tmp_path / "c")
+    load_checkpoint(tmp_path / "c", *parts(1), run=RUN)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]

@@ -12,8 +12,9 @@ from hesitant.evaluation.comparison import Comparison
 from hesitant.evaluation.prediction_files import load_predictions, require_same_sets
 from hesitant.evaluation.recommendation import recommend
 from hesitant.evaluation.scores import Score
-from hesitant.folders import require_folder
-from hesitant.report import report
+from hesitant.files import require_folder, write_text
+from hesitant.report.page import rendered
+from hesitant.report.shown_inputs import Look
 from hesitant.report.verdict import Verdict, verdict
 
 __all__ = ["Evaluation", "evaluate_files"]
@@ -43,7 +44,8 @@ def evaluate_files(
     """Compares methods by files of their predictions.
 
     Writes report.html and comparison.json; and policy.json, of the recommended method, if it can promise anything: else
-    there is none afterwards.
+    there is none afterwards. Each is written whole or not at all, and none before all is known: after an error in the
+    files or options, what an earlier run wrote is as it was.
 
     Args:
         files: as `load_predictions` reads them, one a method.
@@ -58,7 +60,6 @@ def evaluate_files(
 
     Raises:
         OSError: a file cannot be read or written.
-        TypeError: an array has the wrong kind of numbers.
         ValueError: a file or an option is wrong; the error names it.
     """
     names = [path.stem for path in files] if names is None else names
@@ -67,7 +68,6 @@ def evaluate_files(
             f"names are {', '.join(names)} for {len(files)} files: give each method one name of its own, --names a,b"
         )
     folder = require_folder(out)
-    (folder / "policy.json").unlink(missing_ok=True)  # of an earlier run, whose promise is not this one's
     loaded = {name: load_predictions(path) for name, path in zip(names, files, strict=True)}
     require_same_sets({str(path): loaded[name] for name, path in zip(names, files, strict=True)})
     sets = list(dict.fromkeys(other for file in loaded.values() for other in file.ood))
@@ -80,12 +80,15 @@ def evaluate_files(
         inputs=None if inputs is None else _inputs(inputs, len(next(iter(loaded.values())).prediction)),
     )
     recommendation = recommend(comparison, max_risk=max_risk, delta=delta)
-    page = report(comparison, folder / "report.html", class_names=class_names, max_risk=max_risk, delta=delta)
-    figures = folder / "comparison.json"
+    page = rendered(comparison, recommendation, Look(class_names))
     content = {**comparison.to_dict(), "recommendation": recommendation.to_dict()}
-    figures.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    written = [page, figures]
     policy = recommendation.outcomes[recommendation.method].policy
+    # The first to go, and the last to come: beside a page of one run no policy of another may lie.
+    (folder / "policy.json").unlink(missing_ok=True)
+    written = [
+        write_text(folder / "report.html", page),
+        write_text(folder / "comparison.json", json.dumps(content, indent=2) + "\n"),
+    ]
     if policy is not None:
         policy.save(folder / "policy.json")
         written.append(folder / "policy.json")

@@ -1,16 +1,16 @@
 import io
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from hesitant.demos.methods import METHODS, chosen_methods
 from hesitant.demos.result import DemoResult, Figures, require_device, uncertainty
 from hesitant.demos.table import result_table
-from hesitant.folders import require_folder
+from hesitant.files import write_text
 from hesitant.prediction import Prediction
 
 FIGURES = Figures(
@@ -106,15 +106,22 @@ def test_unknown_methods_are_answered_with_the_known_ones():
         chosen_methods([])
 
 
-def test_a_folder_is_made_and_left_empty(tmp_path):
-    folder = require_folder(tmp_path / "a" / "b")
-    assert list(folder.iterdir()) == []
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    picture = Figure()
+    files = RESULT.write(tmp_path, picture, lambda path: write_text(path, "page")).files
+    assert {kind: path.name for kind, path in files.items()} == {kind: f"two-moons.{kind}" for kind in files}
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    assert json.loads(files["json"].read_text())["seed"] == 3
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    picture.savefig = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        RESULT.write(tmp_path, picture, lambda path: write_text(path, "page"))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_what_is_no_folder_is_refused(tmp_path: Path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"out=.*cannot be written to"):
-        require_folder(tmp_path / "file")
+def interrupted(path, **options):
+    path.write_bytes(b"half")
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("device", ["abacus", "meta", "vulkan"])

@@ -16,6 +16,26 @@ from hesitant.prediction import Prediction, UnavailableError
 POLICY = DeferralPolicy(
     threshold=0.1, score="confidence", num_calibration=100, num_accepted=80, num_errors=1, max_risk=0.05, delta=0.05
 )
+# Attributes and files that no calibration makes, and what is said of them.
+IMPOSSIBLE = {
+    "no number": ({"threshold": None}, "threshold is None"),
+    "a boolean": ({"threshold": True}, "threshold is True"),
+    "a boolean risk": ({"max_risk": True}, "max_risk is True"),
+    "a huge integer": ({"threshold": 10**400}, "threshold is an integer of 401 digits"),
+    "errors over accepted": ({"num_errors": 81}, "num_errors is 81, num_accepted 80"),
+    "more errors than can be": ({"num_errors": 4}, "num_errors 4 of num_accepted 80, which cannot promise it"),
+    "fewer inputs than it takes": ({"num_accepted": 58}, "num_accepted 58, which cannot promise it"),
+    "unknown errors": ({"num_errors": None}, "num_errors is None, expected a number"),
+    "nothing accepted": ({"num_accepted": 0, "num_errors": 0}, "num_accepted 0"),
+    "a boolean count": ({"num_errors": True}, "num_errors is True"),
+    "a huge count": ({"num_calibration": 10**400}, "num_calibration 1000"),
+    "a threshold below all scores": ({"threshold": 0.0}, "threshold is 0.0 .* which no confidence score is below"),
+    "all and not all": ({"threshold": math.inf}, "threshold is inf and num_accepted 80, expected all 100"),
+    "over budget": ({"budget": 0.1, "max_risk": None, "delta": None}, "budget is 0.1, num_accepted 80 of 100"),
+    "a digest of another kind": ({"calibration": 7}, "calibration is 7, expected 16 hex digits"),
+    "no digest": ({"calibration": "0123"}, "calibration is '0123', expected 16 hex digits"),
+    "a nested score": ({"score": ["confidence"]}, r"score is \['confidence'\]"),
+}
 
 
 def saturated(num_inputs: int, dtype=torch.float64) -> Prediction:
@@ -190,17 +210,6 @@ def test_a_budget_below_one_input_is_refused():
 # What is refused
 
 
-@pytest.mark.parametrize("budget", [None, 0.1])
-def test_inputs_that_served_are_refused(budget):
-    prediction = as_prediction(np.linspace(0, 0.9, 400), np.zeros(400, dtype=bool))
-    prediction = prediction.with_served(torch.arange(400) < 3)
-    with pytest.raises(ValueError, match=r"3 of the 400 inputs .* prediction\[~prediction.served\], 397 inputs"):
-        DeferralPolicy.calibrate(prediction, budget=budget)
-    left = DeferralPolicy.calibrate(prediction[~prediction.served], budget=budget)
-    assert left.num_calibration == 397
-    assert bool(left.accept(prediction)[:3].all())  # to answer them is no promise about them
-
-
 @pytest.mark.parametrize("name", ["max_risk", "delta", "budget"])
 @pytest.mark.parametrize("value", [0, 1e-13, 1, -0.1, math.nan])
 def test_shares_out_of_range_are_named(name, value):
@@ -234,11 +243,33 @@ def test_other_bad_arguments_are_named():
         ({"num_calibration": 100.0}, "num_calibration is 100.0"),
         ({"delta": None}, "max_risk is 0.05, delta None"),
         ({"budget": 0.1}, "expected max_risk and delta, or budget alone"),
+        *IMPOSSIBLE.values(),
     ],
 )
 def test_a_policy_that_cannot_be_is_refused(change, message):
     with pytest.raises((TypeError, ValueError), match=message):
         replace(POLICY, **change)
+
+
+@pytest.mark.parametrize("max_risk", [0.01, 0.05, 0.3, 0.9])
+@pytest.mark.parametrize("delta", [1e-6, 0.05, 0.6, 0.99])
+def test_whatever_calibration_can_make_is_no_policy_that_cannot_be(max_risk, delta):
+    for name, population in populations(max_risk).items():
+        for num_inputs in (30, 400):
+            u, wrong = population.sample(num_inputs, np.random.default_rng(num_inputs))
+            promised = FixedSequences.plan(num_inputs, max_risk, delta).largest_accepted(ranked(u, wrong)) > 0
+            if promised:
+                policy = DeferralPolicy.calibrate(as_prediction(u, wrong), max_risk=max_risk, delta=delta)
+                assert replace(policy) == policy, name
+
+
+@pytest.mark.parametrize("budget", [0.02, 0.1, 1 / 3, 0.999])
+@pytest.mark.parametrize("num_inputs", [49, 100, 1001])
+def test_whatever_a_budget_can_make_is_no_policy_that_cannot_be(budget, num_inputs):
+    for values in (1.0, 3.0, 1e9):  # many ties, or none
+        u = np.floor(np.random.default_rng(0).random(num_inputs) * values) / values * 0.5
+        policy = DeferralPolicy.calibrate(as_prediction(u, u < 0), budget=budget)
+        assert replace(policy) == policy
 
 
 def test_it_is_immutable():
@@ -253,7 +284,7 @@ def test_it_is_immutable():
     "threshold", [0.1, 1 / 3, 1e-300, math.nextafter(0.5, 1), 5e-324, -37.123456789012345, math.inf]
 )
 def test_a_saved_policy_comes_back_with_the_same_bits(threshold, tmp_path):
-    policy = replace(POLICY, threshold=threshold)
+    policy = replace(POLICY, threshold=threshold, score="energy", num_accepted=100, calibration="00ff" * 4)
     policy.save(tmp_path / "policy.json")
     loaded = DeferralPolicy.load(tmp_path / "policy.json")
     assert asdict(loaded) == asdict(policy)
@@ -277,20 +308,99 @@ def test_a_loaded_policy_accepts_alike(tmp_path):
     ("change", "message"),
     [
         ({"format": "other"}, "holds no DeferralPolicy"),
-        ({"version": 2}, "version 2, expected 1"),
+        ({"version": 1}, "version 1, expected 2"),
+        ({"version": 2.0}, "version 2.0, expected 2"),
+        ({"version": "2"}, "version '2', expected 2"),
         ({"threshold": "low"}, "was changed: threshold is 'low'"),
         ({"score": "margin"}, "was changed: score is 'margin'"),
         ({"max_risk": 1.5}, "was changed: max_risk is 1.5"),
         ({"num_accepted": 7.5}, "was changed: num_accepted is 7.5"),
         ({"extra": 1}, "'extra'"),
+        ({"threshold": math.nan}, "is no JSON .it holds NaN"),
+        ({"threshold": {"a": [1]}}, "was changed: threshold is {'a'"),
+        *((change, message) for change, message in IMPOSSIBLE.values() if change.get("threshold") != math.inf),
+        ({"threshold": "inf"}, "was changed: threshold is inf and num_accepted 80"),
     ],
 )
 def test_a_file_that_was_changed_is_refused(change, message, tmp_path):
     path = tmp_path / "policy.json"
     POLICY.save(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         DeferralPolicy.load(path)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"threshold": 0.1', '"threshold": 1e400', "1e400, a number that is too large"),
+        ('"threshold": 0.1', '"threshold": -Infinity', "-Infinity"),
+        ('"threshold": 0.1', '"threshold": 0.1, "threshold": 0.5', "'threshold' twice"),
+        ('"threshold": 0.1', '"threshold": ' + "[" * 30_000, "nested too deeply"),
+        ('"threshold": 0.1', '"threshold": ' + " " * 70_000 + "0.1", "is too large to be a policy"),
+        ('"num_errors": 1', '"num_errors": ' + "1" * 5000, "is no JSON"),
+    ],
+    ids=["too large", "infinite", "twice", "nested", "long", "digits"],
+)
+def test_json_that_only_some_can_read_is_refused(old, new, message, tmp_path):
+    path = tmp_path / "policy.json"
+    POLICY.save(path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=message) as raised:
+        DeferralPolicy.load(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_policy_that_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "policy.json"
+    POLICY.save(path)
+
+    def half(self, text, **options):
+        self.write_bytes(text.encode()[:20])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.write_text", half)
+    with pytest.raises(KeyboardInterrupt):
+        replace(POLICY, threshold=0.2).save(path)
+    assert DeferralPolicy.load(path) == POLICY
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# Predictions of another calibration
+
+
+def calibrated(monkeypatch, digest):
+    """Has all predictions from now on be those of the method with this digest."""
+    monkeypatch.setattr("hesitant.evaluation.deferral.calibration_of", lambda prediction: digest)
+
+
+@pytest.mark.parametrize("options", [{"max_risk": 0.05}, {"budget": 0.2}])
+@pytest.mark.parametrize(
+    ("made_with", "asked_with", "message"),
+    [
+        ("0" * 16, "1" * 16, "made by another method, or with another temperature, mean-field factor or posterior"),
+        ("0" * 16, None, r"prediction was made by hand, .* by a method \(0000000000000000\)"),
+        (None, "0" * 16, r"a method made prediction \(0000000000000000\), .* were made by hand"),
+    ],
+)
+def test_a_policy_refuses_predictions_of_another_calibration(
+    options, made_with, asked_with, message, tmp_path, monkeypatch
+):
+    prediction = logits_prediction(2000)
+    calibrated(monkeypatch, made_with)
+    policy = DeferralPolicy.calibrate(prediction, **options)
+    assert policy.calibration == made_with
+    accepted = policy.accept(prediction)
+    policy.save(tmp_path / "policy.json")
+    loaded = DeferralPolicy.load(tmp_path / "policy.json")
+    assert torch.equal(loaded.accept(prediction), accepted)
+    calibrated(monkeypatch, asked_with)
+    for refusing in (policy, loaded):
+        with pytest.raises(ValueError, match=rf"{message}.*: predict as for the calibration data, or calibrate"):
+            refusing.accept(prediction)
 
 
 @pytest.mark.parametrize(
@@ -309,5 +419,6 @@ def test_its_repr_says_what_it_promises():
         "DeferralPolicy(answers confidence score < 0.1; risk <= 0.05 with probability 0.95; 80.0% of 100 inputs with "
         "error rate 0.0125)"
     )
-    everything = replace(POLICY, threshold=math.inf, max_risk=None, delta=None, budget=0.1, num_errors=None)
-    assert repr(everything) == "DeferralPolicy(answers everything; hands over 0.1; 80.0% of 100 inputs)"
+    options = {"max_risk": None, "delta": None, "budget": 0.1, "num_errors": None, "num_accepted": 100}
+    everything = replace(POLICY, threshold=math.inf, **options)
+    assert repr(everything) == "DeferralPolicy(answers everything; hands over 0.1; 100.0% of 100 inputs)"

@@ -66,14 +66,42 @@ def test_the_method_that_answers_most_is_recommended():
     assert found.outcomes["good"].coverage > found.outcomes["poor"].coverage + 0.1
 
 
-def test_of_equals_the_fastest_is_taken_and_without_times_the_one_of_the_lowest_nll():
-    predictions = {"slow": graded(4000, 1, error_rate=0.001), "fast": graded(4000, 1, error_rate=0.001)}
-    costs = {"slow": Cost(milliseconds=2.0), "fast": Cost(milliseconds=1.0)}
+def test_of_equals_the_one_of_the_lowest_nll_is_taken_however_fast_the_others_are():
+    predictions = {"a": graded(4000, 1, error_rate=0.001), "b": graded(4000, 1, error_rate=0.001, ceiling=0.1)}
+    for milliseconds in (0.1, 10.0, None):
+        costs = {"a": Cost(milliseconds=1.0, training_seconds=1.0), "b": Cost(milliseconds, 7, milliseconds)}
+        found = recommend(compared(predictions, costs=costs))
+        assert (found.method, found.equals, found.decided_by) == ("b", ("a",), "nll")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected", "decided_by"),
+    [((9, 7, 8), "b", "parameters"), ((9, 7, 7), "b", "order"), ((None, 8, 9), "b", "parameters"),
+     ((None, None, None), "a", "order"), ((0, None, None), "a", "parameters")],
+)  # fmt: skip
+def test_of_equals_with_one_nll_the_smallest_is_taken_and_then_the_first(parameters, expected, decided_by):
+    predictions = {name: graded(4000, 1, error_rate=0.001) for name in "abc"}
+    costs = {
+        name: Cost(1 / place, number, 1 / place)
+        for place, (name, number) in enumerate(zip("abc", parameters, strict=True), 1)
+    }
     found = recommend(compared(predictions, costs=costs))
-    assert (found.method, found.equals) == ("fast", ("slow",))
-    sharper = {"a": graded(4000, 1, error_rate=0.001), "b": graded(4000, 1, error_rate=0.001, ceiling=0.1)}
-    found = recommend(compared(sharper))
-    assert (found.method, found.equals) == ("b", ("a",))
+    assert (found.method, found.decided_by) == (expected, decided_by)
+    assert {found.method, *found.equals} == set("abc")
+
+
+def test_a_method_without_equals_was_decided_by_nothing_else():
+    data = {"poor": graded(6000, 1, error_rate=0.06), "good": graded(6000, 2, error_rate=0.02)}
+    assert recommend(compared(data), max_risk=0.02).decided_by is None
+    assert recommend(compared({"alone": graded(4000, 1)})).decided_by is None
+
+
+def test_a_seed_draws_the_split():
+    comparison = compared({"a": graded(1000, 1)})
+    splits = [recommend(comparison, seed=seed).check for seed in (0, 0, 1)]
+    assert torch.equal(splits[0], splits[1])
+    assert not torch.equal(splits[0], splits[2])
+    assert torch.equal(splits[0], recommend(comparison).check)
 
 
 def test_a_method_that_notices_what_it_does_not_know_is_preferred_to_one_without_a_single_error():

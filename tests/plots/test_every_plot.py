@@ -4,6 +4,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from hesitant import Prediction
 from hesitant.plots import (
@@ -40,6 +41,37 @@ DRAWINGS = {
     "histogram-log": lambda ax: score_histogram(*SCORES, ax, threshold=0.25, log=True),
     "model": lambda ax: uncertainty_surface(of_plane, ax, extent=EXTENT, resolution=8),
 }
+MONEY, TURNED, HIDDEN = "cost $5 and $6", "abc\u202edef", "_hidden"
+NAMED = {
+    "surface": lambda ax: surface(np.eye(3), ax, extent=EXTENT, label=MONEY, title=TURNED),
+    "scan": lambda ax: scan(np.eye(8), ax, caption=f"{MONEY} {TURNED}"),
+    "reliability": lambda ax: reliability_diagram(PREDICTION, ax, title=f"{MONEY}\n{TURNED}"),
+    "risk-coverage": lambda ax: risk_coverage_curves(dict.fromkeys((MONEY, TURNED, HIDDEN), PREDICTION), ax),
+    "histogram": lambda ax: score_histogram(
+        *SCORES, ax, names=(MONEY, TURNED), title=MONEY, label=TURNED, threshold=0.25
+    ),
+    "histogram, hidden": lambda ax: score_histogram(*SCORES, ax, names=(MONEY, HIDDEN), title=TURNED),
+    "model": lambda ax: uncertainty_surface(
+        of_plane, ax, extent=EXTENT, resolution=8, title=MONEY, label=f"{MONEY} {TURNED}"
+    ),
+}
+
+
+@pytest.mark.parametrize("draw", NAMED.values(), ids=NAMED)
+def test_names_are_drawn_as_text(draw, ax):
+    draw(ax)
+    ax.figure.draw_without_rendering()
+    texts = [text for text in ax.findobj(Text) if text.get_text()]
+    drawn = [text._preprocess_math(text.get_text()) for text in texts]  # as they are drawn, and how
+    assert {how for what, how in drawn if "5" in what or "abc" in what} == {False}
+    joined = "\n".join(what for what, _ in drawn)
+    assert MONEY in joined
+    assert "\u202e" not in joined
+    assert "abcdef" in joined
+    if ax.get_legend() is not None and HIDDEN in joined:
+        assert any(HIDDEN in text.get_text() for text in ax.get_legend().get_texts())
+
+
 every_plot = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
 
 

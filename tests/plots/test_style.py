@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 from matplotlib import colormaps
+from matplotlib.figure import Figure
 
 from hesitant.plots import CLASS_COLORS, CLASS_MARKERS, PROBABILITY_MAP, short
+from hesitant.plots.style import as_label
 
 
 @pytest.mark.parametrize("name", ["cividis", "probability"])
@@ -40,3 +42,16 @@ def test_each_class_has_a_colour_and_a_shape_of_its_own():
 )
 def test_short_prints_figures_as_papers_do(value, digits, text):
     assert short(value, digits) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["cost $5 and $6", "$", "$$", "a\\$b", "\\$x$", "_hidden $x_1$", "50 % & more", "{a}^2"]
+)
+def test_a_label_is_drawn_as_the_text_that_it_is(text):
+    figure = Figure()
+    drawn = figure.text(0, 0, as_label(text))
+    assert drawn._preprocess_math(drawn.get_text()) == (text if text[0] != "_" else f"\u200b{text}", False)
+
+
+def test_a_label_has_no_controls():
+    assert as_label("abc\u202edef\x1b\nnext\u2066 line") == "abcdef\ufffd\nnext line"

@@ -162,3 +162,57 @@ def test_mistakes_are_named(tmp_path):
         written(comparison, tmp_path, max_risk=2)
     with pytest.raises(FileNotFoundError):
         report(comparison, tmp_path / "nowhere" / "report.html")
+
+
+TURNED = "abc\u202edef\u2066\u2069"
+HEBREW = "\u05d0\u05d1\u05d2"
+
+
+def with_strange_names(signals, **options):
+    texts = [f"{TURNED} {place}" for place in range(1200)]
+    return compared(texts, texts[:NUM_OOD], signals=signals, **options)
+
+
+@pytest.mark.parametrize("max_risk", [0.05, 1e-9])
+def test_nothing_on_the_page_turns_what_stands_beside_it(max_risk, tmp_path):
+    comparison = with_strange_names({TURNED: 3.5, HEBREW: 2.5}, ood_name=f"{TURNED} {HEBREW}")
+    page = written(comparison, tmp_path, title=TURNED, class_names=[TURNED, HEBREW, "c"], max_risk=max_risk)
+    elements = Elements(page)
+    values = [str(value) for _, attributes in elements.elements for value in attributes.values()]
+    everything = "".join([elements.text, *values])
+    assert not set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067") & set(everything)
+    assert "abcdef" in everything
+    # A name from right to left within a sentence stands between the two controls that part it from the others.
+    texts = re.findall(r">([^<]+)<", page)
+    sentences = [text for text in texts if HEBREW in text and ("handed over" in text or "surest" in text)]
+    alts = [attributes["alt"] for tag, attributes in elements.elements if tag == "img" and HEBREW in attributes["alt"]]
+    assert alts
+    assert sentences
+    for text in (*sentences, *alts):
+        assert text.count("\u2068") == text.count("\u2069") >= 1
+
+
+def test_names_that_look_alike_without_their_controls_stay_two_methods(tmp_path):
+    text = Elements(written(with_strange_names({"abcdef": 3.5, "abc\u202edef": 2.5}), tmp_path, max_risk=0.05)).text
+    assert "abcdef did as well" in text or "abcdef answers" in text or "abcdef can promise nothing" in text
+
+
+def test_a_page_with_money_in_its_names_is_drawn(tmp_path):
+    comparison = compared(signals={"cost $5 and $6": 3.5, "$\\undefined$": 2.5}, ood_name="$x_{$")
+    text = Elements(written(comparison, tmp_path, max_risk=0.05)).text
+    assert "Use cost $5 and $6" in text
+
+
+def test_an_error_or_an_interrupt_leaves_the_page_that_was_there(tmp_path, monkeypatch):
+    page = written(compared(), tmp_path)
+
+    def half(self, text, **options):
+        self.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_text", half)
+        with pytest.raises(KeyboardInterrupt):
+            written(compared(), tmp_path, title="another")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -1,7 +1,6 @@
 """The digits demo: scikit-learn's scanned digits, 0 to 7 to learn, 8 and 9 never shown. Nothing is downloaded."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +12,7 @@ from hesitant.demos.comparison import demo_comparison
 from hesitant.demos.digits_figure import MethodUncertainties, Scans, digits_figure
 from hesitant.demos.methods import Task, chosen_methods
 from hesitant.demos.result import Answers, DemoResult, Figures, require_device, run_method, uncertainty
-from hesitant.folders import require_folder
+from hesitant.files import require_folder
 from hesitant.nn.models import DeepResNet
 from hesitant.prediction import Prediction
 from hesitant.report import report
@@ -32,7 +31,6 @@ EPOCHS: Final = 60
 BATCH_SIZE: Final = 128
 NUM_CLASSES: Final = 8
 SIDE: Final = 8
-DPI: Final = 150
 OOD_NAME: Final = "digits 8 and 9"
 MAX_RISK: Final = 0.05  # half of the held-out scans are too few to promise much less
 
@@ -104,23 +102,24 @@ def run_digits(
     )
     if folder is None:
         return result
-    files = {kind: folder / f"digits.{kind}" for kind in ("png", "html", "json")}
     # The wall shows SNGP, which the demo is about, or whatever was asked for instead.
     shown = "sngp" if "sngp" in figures else next(iter(figures))
     picture = digits_figure(
         _scans(figures[shown].name, answers[shown].timed, unseen, data.test.tensors[1]),
         [_uncertainties(figures[key], answers[key]) for key in figures],
     )
-    picture.savefig(files["png"], dpi=DPI)
-    report(
-        demo_comparison(figures, answers, held_out=data.test.tensors[0], ood=data.ood, ood_name=OOD_NAME),
-        files["html"],
-        title="Scanned digits, 0 to 7 learned, 8 and 9 never seen",
-        image_shape=(SIDE, SIDE),
-        max_risk=MAX_RISK,
+    comparison = demo_comparison(figures, answers, held_out=data.test.tensors[0], ood=data.ood, ood_name=OOD_NAME)
+    return result.write(
+        folder,
+        picture,
+        lambda path: report(
+            comparison,
+            path,
+            title="Scanned digits, 0 to 7 learned, 8 and 9 never seen",
+            image_shape=(SIDE, SIDE),
+            max_risk=MAX_RISK,
+        ),
     )
-    files["json"].write_text(result.to_json(), encoding="utf-8")
-    return replace(result, files=files)
 
 
 def _scans(method: str, prediction: Prediction, inputs: Tensor, targets: Tensor) -> Scans:

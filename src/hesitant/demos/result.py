@@ -4,11 +4,11 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -16,10 +16,15 @@ from torch.utils.data import TensorDataset
 
 from hesitant.demos.methods import Method, Predictor, Task
 from hesitant.evaluation import accuracy, auroc, ece, nll
+from hesitant.files import replacing, write_text
 from hesitant.prediction import Prediction, UnavailableError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PACKAGES: Final = ("hesitant", "torch", "numpy", "accelerate", "scipy", "scikit-learn", "matplotlib")
 TIMED_REPEATS: Final = 5
+DPI: Final = 150
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,24 @@ class DemoResult:
             "versions": versions(),
         }
         return json.dumps(content, indent=2) + "\n"
+
+    def write(self, folder: Path, picture: "Figure", page: Callable[[Path], Path]) -> "DemoResult":
+        """Writes the picture, the report and the figures, each whole or not at all, and answers with their paths too.
+
+        Args:
+            folder: Where to; what is there of an earlier run is written over.
+            picture: Of the demo.
+            page: Writes the report to the path that it is given.
+
+        Raises:
+            OSError: One cannot be written.
+        """
+        files = {kind: folder / f"{self.demo}.{kind}" for kind in ("png", "html", "json")}
+        with replacing(files["png"]) as unfinished:
+            picture.savefig(unfinished, dpi=DPI, format="png")
+        page(files["html"])
+        write_text(files["json"], self.to_json())
+        return replace(self, files=files)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +18,7 @@ from hesitant.demos.comparison import demo_comparison
 from hesitant.demos.methods import Task, chosen_methods
 from hesitant.demos.result import Answers, DemoResult, Figures, logit_variance, require_device, run_method, uncertainty
 from hesitant.demos.two_moons_figure import MethodSurfaces, two_moons_figure
-from hesitant.folders import require_folder
+from hesitant.files import require_folder
 from hesitant.nn.models import DeepResNet
 from hesitant.plots import short
 from hesitant.prediction import Prediction, UnavailableError
@@ -42,7 +41,6 @@ BATCH_SIZE: Final = 128
 NUM_POINTS: Final = 1000
 NUM_OOD: Final = 500
 RESOLUTION: Final = 100
-DPI: Final = 150
 CLASS_NAMES: Final = ("upper moon", "lower moon")
 OOD_NAME: Final = "far cloud"
 
@@ -148,20 +146,20 @@ def run_two_moons(
     )
     if folder is None:
         return result
-    files = {kind: folder / f"two-moons.{kind}" for kind in ("png", "html", "json")}
     inputs, targets = (tensor.numpy() for tensor in task.train_data.tensors)
     rows = [_surfaces(figures[key], answers[key]) for key in figures]
-    picture = two_moons_figure(inputs, targets, ood.numpy(), rows, extent=GRID_EXTENT)
-    picture.savefig(files["png"], dpi=DPI)
-    report(
-        demo_comparison(figures, answers, held_out=held_out.inputs, ood=ood, ood_name=OOD_NAME),
-        files["html"],
-        title="Two moons, and a cloud of points away from both",
-        class_names=CLASS_NAMES,
-        feature_names=("x", "y"),
+    comparison = demo_comparison(figures, answers, held_out=held_out.inputs, ood=ood, ood_name=OOD_NAME)
+    return result.write(
+        folder,
+        two_moons_figure(inputs, targets, ood.numpy(), rows, extent=GRID_EXTENT),
+        lambda path: report(
+            comparison,
+            path,
+            title="Two moons, and a cloud of points away from both",
+            class_names=CLASS_NAMES,
+            feature_names=("x", "y"),
+        ),
     )
-    files["json"].write_text(result.to_json(), encoding="utf-8")
-    return replace(result, files=files)
 
 
 def _surfaces(figures: Figures, answers: Answers) -> MethodSurfaces:

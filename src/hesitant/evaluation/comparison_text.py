@@ -1,15 +1,18 @@
 """The table of a comparison as text and as Markdown."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from hesitant.evaluation.bootstrap import Estimate
 from hesitant.evaluation.comparison_columns import Column, figure_text
+from hesitant.evaluation.plain_text import isolated, one_line
 
 __all__ = ["as_markdown", "as_text", "cell"]
 
 _WIDTH = 80
 _GAP = "  "
 _LONGEST_HEADING = 30
+_MARKDOWN = re.compile(r"[\\`*_\[\]<>|$~&#!]")  # what begins markup, mathematics of GitHub's included
 
 Figures = Mapping[str, Mapping[str, float | int | None]]
 Estimates = Mapping[str, Mapping[str, Estimate]]
@@ -27,14 +30,15 @@ def as_text(columns: Sequence[Column], figures: Figures, estimates: Estimates, b
 
     Methods that do not fit into 80 characters beside the others come in a further block below.
     """
-    headings = [_shortened(column.heading) for column in columns]
+    headings = [_shortened(one_line(column.heading)) for column in columns]
     first = max(len(heading) for heading in headings)
     rendered = []
     for name in figures:
         marks = ["*" if name in best.get(column.key, ()) else " " for column in columns]
         cells = [cell(column, name, figures, estimates) + mark for column, mark in zip(columns, marks, strict=True)]
-        width = max(len(name) + 1, *map(len, cells))
-        rendered.append([text.rjust(width) for text in (f"{name} ", *cells)])
+        heading = f"{one_line(name)} "
+        width = max(map(len, (heading, *cells)))
+        rendered.append([text.rjust(width) for text in (heading, *cells)])
     blocks: list[list[list[str]]] = [[]]
     used = first
     for lines in rendered:
@@ -53,7 +57,7 @@ def as_text(columns: Sequence[Column], figures: Figures, estimates: Estimates, b
 
 
 def as_markdown(columns: Sequence[Column], figures: Figures, estimates: Estimates, best: Best) -> str:
-    """The table in Markdown, a column a method; a marked figure is bold."""
+    """The table in Markdown, a column a method; a marked figure is bold. Names are text, whatever is in them."""
     lines = [["", *map(_escaped, figures)], ["---", *["---:"] * len(figures)]]
     for column in columns:
         cells = []
@@ -65,7 +69,7 @@ def as_markdown(columns: Sequence[Column], figures: Figures, estimates: Estimate
 
 
 def _escaped(text: str) -> str:
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
+    return _MARKDOWN.sub(r"\\\g<0>", isolated(text))
 
 
 def _shortened(text: str) -> str:

@@ -11,17 +11,20 @@ from torch import Tensor
 
 from hesitant.evaluation.arguments import known_targets
 from hesitant.evaluation.fixed_sequence import FixedSequences, RankedErrors, inputs_needed, least_promise
-from hesitant.evaluation.scores import SCORES, Score, uncertainty
+from hesitant.evaluation.possible_policies import check_score, check_share, require_possible
+from hesitant.evaluation.scores import Score, uncertainty
+from hesitant.files import write_text
 from hesitant.prediction import Prediction
+from hesitant.strict_json import parse_json
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["DeferralPolicy"]
+__all__ = ["DeferralPolicy", "calibration_of"]
 
-_VERSION = 1
+_VERSION = 2
+_LARGEST_FILE = 2**16  # bytes: save writes a few hundred
 _MAX_RISK, _DELTA = 0.01, 0.05
-_LEAST_SHARE = 1e-12  # a risk that it takes 3e12 inputs to promise
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,14 @@ class DeferralPolicy:
     """Answers the inputs whose uncertainty is below a threshold, and hands the others over.
 
     Made by `DeferralPolicy.calibrate`, either for a risk (`max_risk` and `delta` are set) or for a `budget`.
+
+    **Which data may be used for what.** Five parts of the data, of which no two share an input: *train* sets the
+    weights (and SNGP's covariance); *validation* says when to stop, and which of several models or settings to take;
+    *tune* is for `hesitant.evaluation.calibrate`, which fits a temperature or a mean-field factor; on *choose* the
+    policy is calibrated; *test* is for what is reported. Validation and tune may be one part. Choose may be no other:
+    on data that served to make the model, it is more confident and more accurate than on new ones, and the promise
+    would be broken unseen. Once a policy has been looked at on test, and another one made for that reason, test is
+    choose, and a new test is due. `hesitant.data.split` makes disjoint parts, stratified by class, from a seed.
 
     Attributes:
         threshold: an input is answered if `uncertainty(prediction, score)` is below it; infinite: all are answered.
@@ -39,10 +50,13 @@ class DeferralPolicy:
         max_risk: the error rate among answered inputs that is promised, in (0, 1); None for a budget.
         delta: the probability of calibration data that break the promise, in (0, 1); None for a budget.
         budget: the share of inputs to hand over, in (0, 1); None for a risk.
+        calibration: of the method that made the calibration predictions, and of its temperature, mean-field factor and
+            posterior, a digest of 16 hex digits: predictions of another one are refused. None for predictions that were
+            made by hand.
 
     Raises:
         TypeError: an attribute has the wrong type.
-        ValueError: an attribute is out of range, or two contradict each other.
+        ValueError: an attribute is out of range, or they contradict each other: no calibration can have made them.
     """
 
     threshold: float
@@ -53,21 +67,10 @@ class DeferralPolicy:
     max_risk: float | None = None
     delta: float | None = None
     budget: float | None = None
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("max_risk", self.max_risk), ("delta", self.delta), ("budget", self.budget)):
-            if value is not None:
-                _check_share(name, value)
-        _check_real("threshold", self.threshold)
-        _check_score(self.score)
-        if not self.threshold > -math.inf:
-            raise ValueError(f"threshold is {self.threshold}, expected a number, or inf: calibrate the policy")
-        if (self.max_risk is None) != (self.delta is None) or (self.max_risk is None) == (self.budget is None):
-            raise ValueError(
-                f"max_risk is {self.max_risk}, delta {self.delta}, budget {self.budget}, expected max_risk and delta, "
-                "or budget alone: calibrate the policy for the one or the other"
-            )
-        self._check_counts()
+        require_possible(self)
 
     @classmethod
     def calibrate(
@@ -96,10 +99,10 @@ class DeferralPolicy:
         **What breaks either promise.** Calibration data and new inputs must be independent draws of one kind. Inputs
         from elsewhere (another camera, another year, out-of-domain ones), frames of one video, or data from which the
         hard cases were taken out, are not. Nor may the calibration data have served for anything else: a model that was
-        trained, stopped early or tempered on them is more confident and more accurate on them than on others. Inputs
-        that are known to have served (`prediction.served`) are refused. Nor may one policy be chosen of several made
-        on the same data: each may fail with probability `delta`, and the best-looking does so more often. Give each of
-        ten `delta / 10`, and all hold together.
+        trained, stopped early or tempered on them is more confident and more accurate on them than on others
+        (`DeferralPolicy` says which data may be used for what). Nor may one policy be chosen of several made on the
+        same data: each may fail with probability `delta`, and the best-looking does so more often. Give each of ten
+        `delta / 10`, and all hold together.
 
         Args:
             prediction: of `B >= 1` inputs that the model has not seen.
@@ -113,14 +116,13 @@ class DeferralPolicy:
             TypeError: `targets` are not integers, or a number is none.
             UnavailableError: `prediction` has no such score.
             ValueError: nothing can be promised (says what could be, and about how many inputs it would take); a number
-                is out of range; there are no inputs or targets, or they do not fit; the inputs have served before.
+                is out of range; there are no inputs or targets, or they do not fit.
             ImportError: SciPy is not installed.
         """
-        _check_score(score)
+        check_score(score)
         for name, value in (("max_risk", max_risk), ("delta", delta), ("budget", budget)):
             if value is not None:
-                _check_share(name, value)
-        _check_unserved(prediction)
+                check_share(name, value)
         if budget is None:
             return cls._for_risk(prediction, known_targets(prediction, targets), score, max_risk, delta)
         if (max_risk, delta) != (_MAX_RISK, _DELTA):
@@ -150,6 +152,7 @@ class DeferralPolicy:
             num_errors=int(errors[accepted]),
             max_risk=max_risk,
             delta=delta,
+            calibration=calibration_of(prediction),
         )
 
     @classmethod
@@ -173,6 +176,7 @@ class DeferralPolicy:
             num_accepted=int(accepted.sum()),
             num_errors=None if targets is None else int((accepted & (prediction.labels != targets).cpu()).sum()),
             budget=budget,
+            calibration=calibration_of(prediction),
         )
 
     @property
@@ -203,36 +207,46 @@ class DeferralPolicy:
 
         Raises:
             UnavailableError: `prediction` does not have the score of this policy.
+            ValueError: it was made by another method, or after another calibration, than the calibration data's.
         """
+        _require_same_calibration(self.calibration, calibration_of(prediction))
         return (_scores(prediction, self.score) < self.threshold).to(prediction.probs.device)
 
     def save(self, path: str | Path) -> None:
-        """Writes the policy to a JSON file; `load` answers it with the same bits.
+        """Writes the policy to a JSON file, whole or not at all; `load` answers it with the same bits.
 
         Args:
             path: of the file; one that is there is replaced.
+
+        Raises:
+            OSError: it cannot be written.
         """
         content: dict[str, Any] = {"format": "hesitant.DeferralPolicy", "version": _VERSION, **asdict(self)}
         if math.isinf(self.threshold):
             content["threshold"] = "inf"  # JSON has no such number
-        Path(path).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "DeferralPolicy":
         """The policy that `save` wrote to `path`.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it holds something else, or another version, or was changed to what cannot be.
+            OSError: the file is not there, or cannot be read.
+            ValueError: it holds something else, or another version, or was changed to what cannot be; the error names
+                the file and what is wrong.
         """
+        with Path(path).open("rb") as file:
+            text = file.read(_LARGEST_FILE + 1)
+        if len(text) > _LARGEST_FILE:
+            raise ValueError(f"{path} is too large to be a policy: pass a file that DeferralPolicy.save wrote")
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = parse_json(text.decode("utf-8"))
         except ValueError as error:  # of JSON or of UTF-8
-            raise ValueError(f"{path} is no JSON: pass a file that DeferralPolicy.save wrote") from error
+            raise ValueError(f"{path} is no JSON ({error}): pass a file that DeferralPolicy.save wrote") from error
         if not isinstance(content, dict) or content.pop("format", None) != "hesitant.DeferralPolicy":
             raise ValueError(f"{path} holds no DeferralPolicy: pass a file that DeferralPolicy.save wrote")
         version = content.pop("version", None)
-        if version != _VERSION:
+        if type(version) is not int or version != _VERSION:
             raise ValueError(
                 f"{path} has version {version!r}, expected {_VERSION}: load it with the hesitant that wrote it, or "
                 "calibrate again"
@@ -261,20 +275,25 @@ class DeferralPolicy:
         seen = "" if self.risk is None else f" with error rate {self.risk:.3g}"
         return f"DeferralPolicy({rule}; {promise}; {self.coverage:.1%} of {self.num_calibration} inputs{seen})"
 
-    def _check_counts(self) -> None:
-        errors = 0 if self.num_errors is None else self.num_errors
-        for name, count in (
-            ("num_calibration", self.num_calibration),
-            ("num_accepted", self.num_accepted),
-            ("num_errors", errors),
-        ):
-            if not isinstance(count, int) or isinstance(count, bool):
-                raise TypeError(f"{name} is {count!r}, expected an integer: calibrate the policy")
-        if not (0 <= errors <= self.num_accepted <= self.num_calibration and self.num_calibration > 0):
-            raise ValueError(
-                f"num_errors is {self.num_errors}, num_accepted {self.num_accepted}, num_calibration "
-                f"{self.num_calibration}, expected 0 <= errors <= accepted <= calibration: calibrate the policy"
-            )
+
+def calibration_of(prediction: Prediction) -> str | None:
+    """The digest of the method that made it, and of how it is calibrated; None if it was made by hand."""
+    return getattr(prediction, "calibration", None)
+
+
+def _require_same_calibration(policy: str | None, prediction: str | None) -> None:
+    if policy == prediction:
+        return
+    if policy is None:
+        reason = f"a method made prediction ({prediction}), those that the policy was calibrated on were made by hand"
+    elif prediction is None:
+        reason = f"prediction was made by hand, those that the policy was calibrated on by a method ({policy})"
+    else:
+        reason = (
+            f"prediction was made by another method, or with another temperature, mean-field factor or posterior "
+            f"({prediction}), than those that the policy was calibrated on ({policy})"
+        )
+    raise ValueError(f"{reason}: predict as for the calibration data, or calibrate a policy for predictions like this")
 
 
 def _scores(prediction: Prediction, score: Score) -> Tensor:
@@ -309,29 +328,3 @@ def _refusal(ranked: RankedErrors, max_risk: float, delta: float) -> str:
         f"max_risk={max_risk:g} cannot be promised at delta={delta:g} from {inputs} inputs, {errors} of them wrong: "
         f"{what}{instead}"
     )
-
-
-def _check_unserved(prediction: Prediction) -> None:
-    served = prediction.served
-    if served is not None and bool(served.any()):
-        raise ValueError(
-            f"{int(served.sum())} of the {len(served)} inputs of prediction have served to choose the model (early "
-            "stopping, temperature): on them it looks better than it is, and a promise made on them would not hold. "
-            f"Calibrate on fresh data, or on prediction[~prediction.served], {int((~served).sum())} inputs"
-        )
-
-
-def _check_share(name: str, value: float) -> None:
-    _check_real(name, value)
-    if not _LEAST_SHARE <= value < 1:
-        raise ValueError(f"{name} is {value}, expected a number from {_LEAST_SHARE:g} to below 1: 0.01 is one in 100")
-
-
-def _check_real(name: str, value: float) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, expected a number: pass a float")
-
-
-def _check_score(score: str) -> None:
-    if score not in SCORES:
-        raise ValueError(f"score is {score!r}, expected one of {', '.join(map(repr, SCORES))}")

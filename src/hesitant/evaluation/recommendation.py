@@ -1,9 +1,9 @@
 """Which method to use: the one that answers most within a promised risk, and hands over what it cannot know."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from hesitant.prediction import Prediction
 
 __all__ = ["Outcome", "Recommendation", "recommend"]
 
-_SMALLEST_DIFFERENCE = 0.01  # a percentage point less is not worth a slower method
+_SMALLEST_DIFFERENCE = 0.01  # a percentage point less is not worth worse probabilities
 _NOISE = 1.96
 
 
@@ -56,7 +56,8 @@ class Recommendation:
 
     Attributes:
         method: the recommended one.
-        equals: others that the data cannot tell from the best; where there are some, `method` is the fastest of all.
+        equals: others that the data cannot tell from the best.
+        decided_by: what set `method` apart from its equals: `"nll"`, `"parameters"` or `"order"`; `None` without any.
         outcomes: of each method.
         max_risk: the error rate among answered inputs that may be promised.
         delta: the probability with which one of the promises may fail.
@@ -67,6 +68,7 @@ class Recommendation:
 
     method: str
     equals: tuple[str, ...]
+    decided_by: Literal["nll", "parameters", "order"] | None
     outcomes: Mapping[str, Outcome]
     max_risk: float
     delta: float
@@ -79,6 +81,7 @@ class Recommendation:
         return {
             "method": self.method,
             "equals": list(self.equals),
+            "decided_by": self.decided_by,
             "max_risk": self.max_risk,
             "delta": self.delta,
             "guard": self.guard,
@@ -108,7 +111,7 @@ def recommend(
     max_risk: float = 0.01,
     delta: float = 0.05,
     guard: float = 0.05,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
 ) -> Recommendation:
     """The method that handles the largest share of inputs rightly within the promised risk.
 
@@ -120,15 +123,17 @@ def recommend(
     below it are independent draws of those that the policy may answer, so the promise made on them is exact. On the
     other half a method is worth its coverage; with out-of-domain sets, the mean of its coverage and of the
     share of these sets that it hands over, each set alike. Methods within a percentage point of the best, or within
-    1.96 standard errors, are not told apart: among them the fastest is taken, or where times are not known the one of
-    the lowest NLL. Where no method can promise anything, the least AURC decides in the same way.
+    1.96 standard errors, are not told apart. Among them the one of the lowest NLL is taken; of those with the same NLL
+    the one of the fewest parameters (where they are not known, after all others); then the one that stands first. Where
+    no method can promise anything, the least AURC decides in the same way. The same predictions always have the same
+    answer: what was measured with a clock has no part in it.
 
     Args:
         comparison: of one method or more.
         max_risk: in (0, 1).
         delta: in (0, 1).
         guard: in [0, 1); without out-of-domain sets it is not applied.
-        generator: splits the data; None is one seeded with 0.
+        seed: of the split of the data.
 
     Raises:
         ValueError: `max_risk`, `delta` or `guard` is out of range.
@@ -139,8 +144,7 @@ def recommend(
     if not 0 <= guard < 1:
         raise ValueError(f"guard is {guard}, expected a share of at least 0 and below 1: 0.05 is one in twenty")
     guard = guard if comparison.ood else 0.0
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    order = torch.randperm(comparison.num_inputs, generator=generator)
+    order = torch.randperm(comparison.num_inputs, generator=torch.Generator().manual_seed(seed))
     calibration, check = order[: len(order) // 2], order[len(order) // 2 :]
     outcomes: dict[str, Outcome] = {}
     worth: dict[str, list[Tensor]] = {}
@@ -163,10 +167,11 @@ def recommend(
         outcomes[name], worth[name] = _outcome(policy, prediction[check], ood)
     # Where nothing is promised, AURC; a column in which all methods are alike has no mark.
     alike = _alike(worth) if worth else list(comparison.best["aurc"] or comparison.predictions)
-    method = min(alike, key=lambda name: _expense(comparison, alike, name))
+    method, decided_by = _first_of(comparison, alike)
     return Recommendation(
         method=method,
         equals=tuple(name for name in alike if name != method),
+        decided_by=decided_by,
         outcomes=outcomes,
         max_risk=max_risk,
         delta=delta,
@@ -223,9 +228,15 @@ def _alike(worth: Mapping[str, list[Tensor]]) -> list[str]:
     return alike
 
 
-def _expense(comparison: Comparison, alike: list[str], name: str) -> float:
-    times = {other: comparison.figures[other]["milliseconds"] for other in alike}
-    key = "nll" if None in times.values() else "milliseconds"
-    value = comparison.figures[name][key]
-    assert value is not None
-    return value
+def _first_of(comparison: Comparison, alike: Sequence[str]) -> tuple[str, Literal["nll", "parameters", "order"] | None]:
+    """Which of methods that are worth the same is taken, and by what."""
+    left = list(alike)
+    keys: tuple[Literal["nll", "parameters"], ...] = ("nll", "parameters")
+    for key in keys:
+        if len(left) > 1:
+            figures = {name: comparison.figures[name][key] for name in left}
+            values = {name: math.inf if figure is None else figure for name, figure in figures.items()}
+            left = [name for name in left if values[name] == min(values.values())]
+            if len(left) == 1:
+                return left[0], key
+    return left[0], None if len(alike) == 1 else "order"

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from hesitant.plots.style import INK, OOD_COLOR, bare, given_or_new
+from hesitant.plots.style import INK, OOD_COLOR, as_label, bare, given_or_new
 
 
 def scan(
@@ -27,7 +27,7 @@ def scan(
     """
     ax = bare(given_or_new(ax))
     ax.imshow(np.asarray(image), cmap="Greys", interpolation="bicubic")
-    ax.set_xlabel(f"✕ {caption}" if out_of_domain else caption, fontsize=9, labelpad=2,
+    ax.set_xlabel(as_label(f"✕ {caption}" if out_of_domain else caption), fontsize=9, labelpad=2,
                   color=OOD_COLOR if out_of_domain else INK)  # fmt: skip
     if out_of_domain:
         for spine in ax.spines.values():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hesitant.evaluation.arguments import as_scores
-from hesitant.plots.style import CLASS_COLORS, INK, LEGEND_SIZE, OOD_COLOR, given_or_new, open_frame
+from hesitant.plots.style import CLASS_COLORS, INK, LEGEND_SIZE, OOD_COLOR, as_label, given_or_new, open_frame
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -74,7 +74,7 @@ def score_histogram(
     edges[[0, -1]] = low, high  # rounding must not leave the least and the greatest score outside
     ax = given_or_new(ax)
     styles = ((CLASS_COLORS[0], None), (OOD_COLOR, "////"))
-    for values, (color, hatch), name in zip(groups, styles, names or ("_", "_"), strict=True):
+    for values, (color, hatch), name in zip(groups, styles, names or ("", ""), strict=True):
         percent = 100.0 * np.histogram(np.clip(values, low, high), edges)[0] / len(values)
         face = colors.to_rgba(color, 0.45 if hatch is None else 0.12)
         share = "" if threshold is None else f": {_percent(float((values >= threshold).mean()))} handed over"
@@ -82,7 +82,14 @@ def score_histogram(
             ax.stairs(percent, edges, fill=True, facecolor=face, label="_face")
             face = colors.to_rgba(color, 0.0)
         ax.stairs(
-            percent, edges, fill=True, facecolor=face, edgecolor=color, hatch=hatch, linewidth=1.2, label=name + share
+            percent,
+            edges,
+            fill=True,
+            facecolor=face,
+            edgecolor=color,
+            hatch=hatch,
+            linewidth=1.2,
+            label=as_label(f"{name}{share}") if names else "_scores",
         )
     if threshold is not None:
         ax.axvline(min(max(threshold, low), high), color=INK, linewidth=1.4, linestyle="--", clip_on=False,
@@ -91,7 +98,7 @@ def score_histogram(
     if log:
         ax.set_xscale("log")
     ax.set(xlim=(low, high), ylabel="% of inputs")
-    ax.set_xlabel(f"{label}\nthe outermost bins hold all scores beyond" if outside else label)
+    ax.set_xlabel(as_label(f"{label}\nthe outermost bins hold all scores beyond" if outside else label))
     ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.margins(y=0.1)
     if names:

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from hesitant.evaluation.scores import Score
 from hesitant.evaluation.selective import RiskCoverage, risk_coverage
-from hesitant.plots.style import CLASS_COLORS, CLASS_MARKERS, INK, LEGEND_SIZE, MUTED, given_or_new, open_frame, short
+from hesitant.plots.style import (
+    CLASS_COLORS,
+    CLASS_MARKERS,
+    INK,
+    LEGEND_SIZE,
+    MUTED,
+    as_label,
+    given_or_new,
+    open_frame,
+    short,
+)
 from hesitant.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -96,7 +106,7 @@ def _curve(ax: Axes, place: int, name: str, curve: RiskCoverage) -> None:
         coverage, risk, color=color, linestyle=LINE_STYLES[place % len(LINE_STYLES)], linewidth=1.8,
         marker=CLASS_MARKERS[place % len(CLASS_MARKERS)], markersize=6, markeredgecolor="white", markeredgewidth=0.6,
         markevery=(0.04 + 0.03 * (place % 4), 0.14), zorder=3,
-        label=fill(f"{name}, AURC {short(curve.aurc, 4)}", LABEL_WIDTH),
+        label=as_label(fill(f"{name}, AURC {short(curve.aurc, 4)}", LABEL_WIDTH)),
     )  # fmt: skip
     error_rate = float(curve.risk[-1])
     best = (np.array([1.0 - error_rate, 1.0]), np.array([0.0, error_rate]))

@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from hesitant.evaluation.decimals import decimals
+from hesitant.evaluation.plain_text import one_line
 
 # The palette of Okabe and Ito, which colour-blind readers tell apart; each colour goes with a shape of its own.
 CLASS_COLORS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#222222")
@@ -24,6 +25,17 @@ MUTED: Final = "#6B6B6B"
 TITLE_SIZE: Final = 11
 TITLE_WIDTH: Final = 44  # letters, of axes four inches wide
 LEGEND_SIZE: Final = 9
+_NOTHING: Final = "\u200b"  # a space without a width, which is drawn as nothing
+
+
+def as_label(text: str) -> str:
+    """The text, to be given to matplotlib, that is drawn as it is: a `$` begins no mathematics, a `_` hides no legend.
+
+    Controls of the direction are left out, for pictures have none; lines stay apart.
+    """
+    lines = [one_line(line) for line in text.split("\n")]
+    shown = "\n".join(lines).replace("$", r"\$")
+    return f"{_NOTHING}{shown}" if shown.startswith("_") else shown
 
 
 def short(value: float, digits: int = 2) -> str:
@@ -59,6 +71,6 @@ def bare(ax: Axes) -> Axes:
 def open_frame(ax: Axes, title: str) -> Axes:
     """Titles the axes, and takes away the two sides of their frame that carry no scale."""
     lines = [textwrap.fill(line, TITLE_WIDTH) for line in title.splitlines()]
-    ax.set_title("\n".join(lines), fontsize=TITLE_SIZE, color=INK)
+    ax.set_title(as_label("\n".join(lines)), fontsize=TITLE_SIZE, color=INK)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -13,6 +13,7 @@ from hesitant.plots.style import (
     OOD_MARKER,
     TITLE_SIZE,
     UNCERTAINTY_MAP,
+    as_label,
     given_or_new,
 )
 
@@ -54,10 +55,10 @@ def surface(
     image = ax.imshow(
         matrix, origin="lower", extent=extent, cmap=cmap, vmin=low, vmax=high, interpolation="bilinear", aspect="equal"
     )
-    ax.set_title(title, fontsize=TITLE_SIZE, color=INK)
+    ax.set_title(as_label(title), fontsize=TITLE_SIZE, color=INK)
     if label is not None:
         # Beside the axes wherever their aspect puts them, and exactly as tall.
-        ax.figure.colorbar(image, cax=ax.inset_axes((1.03, 0.0, 0.045, 1.0)), label=label)
+        ax.figure.colorbar(image, cax=ax.inset_axes((1.03, 0.0, 0.045, 1.0)), label=as_label(label))
     return ax
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hesitant.evaluation.comparison import Comparison
 from hesitant.evaluation.comparison_columns import figure_text
+from hesitant.evaluation.plain_text import isolated
 from hesitant.evaluation.recommendation import Recommendation
 from hesitant.evaluation.scores import uncertainty
 from hesitant.plots import reliability_diagram, risk_coverage_curves, score_histogram
@@ -40,7 +41,7 @@ class Picture:
 
 def risk_coverage_picture(comparison: Comparison, recommendation: Recommendation) -> Picture:
     """The risk-coverage curves of all methods."""
-    areas = [f"{name} {_figure(comparison, name, 'aurc')}" for name in comparison.predictions]
+    areas = [f"{isolated(name)} {_figure(comparison, name, 'aurc')}" for name in comparison.predictions]
     draw = partial(
         risk_coverage_curves, comparison.predictions, score=comparison.score, max_risk=recommendation.max_risk
     )
@@ -66,12 +67,13 @@ def reliability_pictures(comparison: Comparison) -> list[Picture]:
             leaning = "on the whole as sure as it should be"
         else:
             leaning = "too sure of itself" if sure > right else "not sure enough of itself"
+        shown = isolated(name)
         pictures.append(
             Picture(
                 _drawn(partial(reliability_diagram, prediction, title=name), (4.4, 4.4)),
-                f"Reliability diagram of {name}: mean confidence {percent(sure)}, accuracy {percent(right)}, expected "
+                f"Reliability diagram of {shown}: mean confidence {percent(sure)}, accuracy {percent(right)}, expected "
                 f"calibration error {_figure(comparison, name, 'ece')}.",
-                f"{name}: confidence {percent(sure)} on average, right in {percent(right)}: {leaning}.",
+                f"{shown}: confidence {percent(sure)} on average, right in {percent(right)}: {leaning}.",
             )
         )
     return pictures
@@ -93,6 +95,7 @@ def score_pictures(comparison: Comparison, recommendation: Recommendation, other
     label = "1 - confidence" if comparison.score == "confidence" else comparison.score.replace("_", " ")
     pictures = []
     for name, outcome in recommendation.outcomes.items():
+        method, ood = isolated(name), isolated(other)
         draw = partial(
             score_histogram,
             *spread[name],
@@ -106,12 +109,12 @@ def score_pictures(comparison: Comparison, recommendation: Recommendation, other
             limits=limits,
         )
         if outcome.handed_over is None:
-            seen = f"{name} can promise nothing, so there is no threshold"
+            seen = f"{method} can promise nothing, so there is no threshold"
         else:
-            handed_over = f"{percent(outcome.handed_over[other])} of {other}"
-            seen = f"{name} hands over {handed_over} and {percent(1 - outcome.coverage)} of the data"
+            handed_over = f"{percent(outcome.handed_over[other])} of {ood}"
+            seen = f"{method} hands over {handed_over} and {percent(1 - outcome.coverage)} of the data"
         seen += f"; AUROC {_figure(comparison, name, f'auroc.{other}')}."
-        pictures.append(Picture(_drawn(draw, (4.4, 3.3)), f"Histogram of {label}, data against {other}. {seen}", seen))
+        pictures.append(Picture(_drawn(draw, (4.4, 3.3)), f"Histogram of {label}, data against {ood}. {seen}", seen))
     return pictures
 
 

@@ -4,23 +4,27 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hesitant.evaluation.comparison import Comparison
 from hesitant.evaluation.comparison_text import cell
-from hesitant.evaluation.recommendation import Outcome, recommend
+from hesitant.evaluation.plain_text import isolated, without_overrides
+from hesitant.evaluation.recommendation import Outcome, Recommendation, recommend
+from hesitant.files import write_text
 from hesitant.report.figures import reliability_pictures, risk_coverage_picture, score_pictures
 from hesitant.report.shown_inputs import Look, galleries
 from hesitant.report.verdict import limit, percent, verdict
 
-__all__ = ["report"]
+__all__ = ["rendered", "report"]
+
+TITLE: Final = "Which model to trust, and how far"
 
 
 def report(
     comparison: Comparison,
     path: str | Path,
     *,
-    title: str = "Which model to trust, and how far",
+    title: str = TITLE,
     class_names: Sequence[str] | None = None,
     feature_names: Sequence[str] | None = None,
     image_shape: tuple[int, ...] | None = None,
@@ -52,23 +56,33 @@ def report(
         OSError: `path` cannot be written to.
         ValueError: names or shapes do not fit, or a number is out of range.
     """
+    look = Look(class_names, feature_names, image_shape, show, num_shown)
+    recommendation = recommend(comparison, max_risk=max_risk, delta=delta)
+    return write_text(path, rendered(comparison, recommendation, look, title=title))
+
+
+def rendered(comparison: Comparison, recommendation: Recommendation, look: Look, *, title: str = TITLE) -> str:
+    """The page as HTML.
+
+    Raises:
+        ImportError: Jinja2 or matplotlib is not installed.
+        ValueError: names or shapes do not fit.
+    """
     num_classes = next(iter(comparison.predictions.values())).probs.shape[1]
-    if class_names is not None and len(class_names) != num_classes:
-        raise ValueError(f"class_names has {len(class_names)} names, expected {num_classes}, one for each class")
-    if num_shown < 0:
-        raise ValueError(f"num_shown is {num_shown}, expected at least 0")
+    if look.class_names is not None and len(look.class_names) != num_classes:
+        raise ValueError(f"class_names has {len(look.class_names)} names, expected {num_classes}, one for each class")
+    if look.num_shown < 0:
+        raise ValueError(f"num_shown is {look.num_shown}, expected at least 0")
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
         raise ImportError("a report needs Jinja2: pip install jinja2") from error
-    recommendation = recommend(comparison, max_risk=max_risk, delta=delta)
-    look = Look(class_names, feature_names, image_shape, show, num_shown)
     environment = Environment(
         loader=PackageLoader("hesitant.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
-    environment.filters |= {"percent": percent, "limit": limit}
-    page = environment.get_template("page.html.jinja").render(
+    environment.filters |= {"percent": percent, "limit": limit, "isolated": isolated}
+    return environment.get_template("page.html.jinja").render(
         title=title,
         day=date.today().isoformat(),
         version=metadata.version("hesitant"),
@@ -83,8 +97,6 @@ def report(
         galleries=galleries(comparison, recommendation, look),
         risk_of=_risk,
     )
-    Path(path).write_text(page, encoding="utf-8")
-    return Path(path)
 
 
 def _cells(comparison: Comparison) -> dict[str, list[tuple[str, bool]]]:
@@ -96,6 +108,14 @@ def _cells(comparison: Comparison) -> dict[str, list[tuple[str, bool]]]:
         ]
         for column in comparison.columns
     }
+
+
+def _shown(value: Any) -> Any:
+    """What is put into the page: nothing in it turns the direction of what stands behind it."""
+    if not isinstance(value, str):
+        return value
+    text = without_overrides(value)
+    return type(value)(text) if hasattr(value, "__html__") else text
 
 
 def _risk(outcome: Outcome) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hesitant.evaluation.comparison import Comparison, Inputs
+from hesitant.evaluation.plain_text import isolated
 from hesitant.evaluation.recommendation import Recommendation
 from hesitant.evaluation.scores import uncertainty
 from hesitant.prediction import Prediction
@@ -28,15 +29,15 @@ class Look:
         num_shown: how many inputs of a kind.
     """
 
-    class_names: Sequence[str] | None
-    feature_names: Sequence[str] | None
-    image_shape: tuple[int, ...] | None
-    show: Callable[[Any], Any] | None
-    num_shown: int
+    class_names: Sequence[str] | None = None
+    feature_names: Sequence[str] | None = None
+    image_shape: tuple[int, ...] | None = None
+    show: Callable[[Any], Any] | None = None
+    num_shown: int = 12
 
     def class_name(self, label: int) -> str:
         """What people call the class."""
-        return str(label) if self.class_names is None else str(self.class_names[label])
+        return str(label) if self.class_names is None else isolated(str(self.class_names[label]))
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,14 @@ def galleries(comparison: Comparison, recommendation: Recommendation, look: Look
         order = doubt.argsort(stable=True)
         wrong = prediction.labels != prediction.targets
         add(
-            f"What {name} is least sure of",
+            f"What {isolated(name)} is least sure of",
             "Of all test inputs, those of the greatest uncertainty first. This is what people would be asked.",
             comparison.inputs,
             prediction,
             doubt.argsort(descending=True, stable=True)[: look.num_shown],
         )
         add(
-            f"Where {name} is wrong and surest of it",
+            f"Where {isolated(name)} is wrong and surest of it",
             "Its confident errors first. Look for wrong targets in the data, and for what these inputs share.",
             comparison.inputs,
             prediction,
@@ -130,7 +131,7 @@ def galleries(comparison: Comparison, recommendation: Recommendation, look: Look
     for other, of_methods in comparison.ood.items():
         if other in comparison.ood_inputs:
             add(
-                f"Inputs of {other} that {name} is surest of",
+                f"Inputs of {isolated(other)} that {isolated(name)} is surest of",
                 "None of its classes fits these. What it answers here gets past it.",
                 comparison.ood_inputs[other],
                 of_methods[name],

@@ -3,11 +3,17 @@
 from dataclasses import dataclass
 
 from hesitant.evaluation.comparison import Comparison
+from hesitant.evaluation.plain_text import isolated
 from hesitant.evaluation.recommendation import Outcome, Recommendation
 
 __all__ = ["KeyFigure", "Verdict", "limit", "listed", "percent", "verdict"]
 
 _SMALL = 0.01  # a difference in coverage that the words pass over
+_FIRST = {
+    "nll": "has the lowest NLL",
+    "parameters": "has the fewest parameters, at the same NLL",
+    "order": "stands first, at the same NLL",
+}
 _NOTICED = 0.5  # the share of an out-of-domain set below which the verdict warns
 
 
@@ -43,7 +49,7 @@ class Verdict:
 
 def verdict(comparison: Comparison, recommendation: Recommendation) -> Verdict:
     """The words for a recommendation."""
-    name, outcome = recommendation.method, recommendation.outcomes[recommendation.method]
+    name, outcome = isolated(recommendation.method), recommendation.outcomes[recommendation.method]
     alone = len(comparison.predictions) == 1
     most = limit(recommendation.max_risk)
     sure = limit(1 - recommendation.delta)
@@ -60,7 +66,8 @@ def verdict(comparison: Comparison, recommendation: Recommendation) -> Verdict:
         )
     does = f"answers {percent(outcome.coverage)} of inputs by itself"
     if outcome.handed_over:
-        does += f" and hands over {listed([f'{percent(share)} of {of}' for of, share in outcome.handed_over.items()])}"
+        shares = [f"{percent(share)} of {isolated(of)}" for of, share in outcome.handed_over.items()]
+        does += f" and hands over {listed(shares)}"
     headline = f"{name} {does}." if alone else f"Use {name}: it {does}."
     promise = (
         f"With {sure} confidence at most {most} of its answers are wrong, as long as inputs come from where the test "
@@ -112,36 +119,38 @@ def _key_figures(outcome: Outcome, recommendation: Recommendation) -> tuple[KeyF
             )
         )
     for name, share in (outcome.handed_over or {}).items():
-        figures.append(KeyFigure(percent(share), f"of {name} handed over", "inputs that no class of the model fits"))
+        figures.append(
+            KeyFigure(percent(share), f"of {isolated(name)} handed over", "inputs that no class of the model fits")
+        )
     return tuple(figures)
 
 
 def _reasons(comparison: Comparison, recommendation: Recommendation) -> tuple[str, ...]:
-    name = recommendation.method
-    outcome = recommendation.outcomes[name]
+    name, equals = isolated(recommendation.method), [isolated(other) for other in recommendation.equals]
+    outcome = recommendation.outcomes[recommendation.method]
     reasons = []
     for other, share in (outcome.handed_over or {}).items():
         if share < _NOTICED:
             reasons.append(
-                f"No method here is to be relied on to notice inputs like {other}: {name} answers "
+                f"No method here is to be relied on to notice inputs like {isolated(other)}: {name} answers "
                 f"{percent(1 - share)} of them."
             )
-    if recommendation.equals:
-        faster = comparison.figures[name]["milliseconds"] is not None
+    if recommendation.decided_by is not None:
         reasons.append(
-            f"{listed(list(recommendation.equals))} did as well, as far as these data can tell; of those that did, "
-            f"{name} is the {'fastest' if faster else 'one of the lowest NLL'}."
+            f"{listed(equals)} did as well, as far as these data can tell; of those that did, {name} "
+            f"{_FIRST[recommendation.decided_by]}."
         )
     for other, result in recommendation.outcomes.items():
-        if other == name or other in recommendation.equals:
+        if other == recommendation.method or other in recommendation.equals:
             continue
         if result.policy is None:
-            reasons.append(f"{other} can promise nothing: {_sentence(result.refusal)}")
+            reasons.append(f"{isolated(other)} can promise nothing: {_sentence(result.refusal)}")
             continue
-        answered = f"{other} answers {percent(result.coverage)} by itself"
+        answered = f"{isolated(other)} answers {percent(result.coverage)} by itself"
         theirs, ours = result.handed_over or {}, outcome.handed_over or {}
         missed = [
-            f"{f'only {percent(theirs[of])}' if theirs[of] else 'nothing'} of {of} ({name}: {percent(ours[of])})"
+            f"{f'only {percent(theirs[of])}' if theirs[of] else 'nothing'} of {isolated(of)} "
+            f"({name}: {percent(ours[of])})"
             for of in theirs
             if theirs[of] < ours[of]
         ]
@@ -154,9 +163,10 @@ def _reasons(comparison: Comparison, recommendation: Recommendation) -> tuple[st
 
 def _fewest_errors(comparison: Comparison, recommendation: Recommendation) -> str:
     """Which method to go on with where none can promise anything."""
-    name = recommendation.method
+    name = isolated(recommendation.method)
     if recommendation.equals:
-        return f"By their ranking of the inputs {listed([name, *recommendation.equals])} cannot be told apart."
+        names = [name, *map(isolated, recommendation.equals)]
+        return f"By their ranking of the inputs {listed(names)} cannot be told apart."
     return f"{name} makes the fewest errors at equal coverage (lowest AURC): the one to go on with."
 
 
