@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hesitant import SNGP, DeepEnsemble, Deterministic, MCDropout
 from hesitant.evaluation.temperature import Calibration, CalibrationWarning, calibrate
-from hesitant.evaluation.temperature_fit import BOUNDS, Held, fitted, likelihood
+from hesitant.evaluation.temperature_fit import BOUNDS, fitted, likelihood
+from hesitant.evaluation.temperature_sample import Held
 from hesitant.methods.leaves import Leaves
 from hesitant.methods.random_state import derived_seed
 from hesitant.nn import CovarianceError
@@ -187,11 +188,11 @@ def test_the_search_finds_the_lower_of_two_minima() -> None:
     held = Held()
     one = torch.ones(2, dtype=torch.float64)
     held.append(Leaves(logits, None, 0 * one, one / 2, targets))
-    temperature, bounded = fitted(held, None, 1.0)
+    fit = fitted(held, None, 1.0)
     grid = [math.exp(step / 50) for step in range(-230, 231)]
     best = min(grid, key=lambda t: mixture_nll(logits.double().softmax(-1), targets, t))
-    assert not bounded
-    assert temperature == pytest.approx(best, rel=0.03)
+    assert not fit.bounded
+    assert fit.likelihood.temperature == pytest.approx(best, rel=0.03)
 
 
 def test_the_slope_is_the_derivative() -> None:
@@ -579,9 +580,9 @@ def test_a_factor_that_is_none_is_named(factor: float) -> None:
 
 
 def test_it_says_what_it_did() -> None:
-    assert repr(Calibration(1.834, None, 0.124, 0.098, 1000, False)) == (
+    assert repr(Calibration(1.834, None, 0.124, 0.098, 1000, 1000, False)) == (
         "Calibration(temperature 1.834, NLL 0.124 -> 0.098 on 1,000 inputs)"
     )
-    assert repr(Calibration(0.2, 20.0, 0.07, 0.001, 5, True)) == (
-        "Calibration(temperature 0.2 (not determined by the data), mean-field factor 20, NLL 0.07 -> 0.001 on 5 inputs)"
+    assert repr(Calibration(0.2, 20.0, 0.07, 0.001, 5000, 50_000, True)) == (
+        "Calibration(temperature 0.2 (not determined by the data), mean-field factor 20, NLL 0.07 -> 0.001 on 5,000 of 50,000 inputs)"
     )

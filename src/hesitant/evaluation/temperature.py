@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hesitant.evaluation.temperature_fit import BOUNDS, Held, Likelihood, fitted, likelihood
+from hesitant.evaluation.temperature_fit import BOUNDS, Fit, Likelihood, fitted, likelihood
+from hesitant.evaluation.temperature_sample import Held
 from hesitant.methods import SNGP, DeepEnsemble
-from hesitant.methods.batches import batches
-from hesitant.methods.leaves import leaves
+from hesitant.methods.batches import Batch, batches
+from hesitant.methods.leaves import Leaves, leaves
 from hesitant.methods.random_state import random_state_kept
-from hesitant.methods.served import digests, remember
 from hesitant.methods.tempering import Tempered
-from hesitant.methods.wrapper import Gathered, device_of
+from hesitant.methods.wrapper import device_of
 from hesitant.training_data import as_dataset
 
 __all__ = ["MEAN_FIELD_FACTORS", "Calibration", "CalibrationWarning", "calibrate"]
@@ -45,7 +44,8 @@ class Calibration:
             different ones.
         nll_before: the negative log-likelihood of the calibration data as the model was, in nats.
         nll_after: as it is now: on new data it will be a little higher.
-        num_inputs: how many inputs it was fitted to.
+        num_inputs: how many inputs it was fitted to, and both likelihoods are of.
+        num_available: how many inputs the data had; more than `num_inputs` where memory did not hold them all.
         bounded: whether there was no finite optimum, or none within the bounds.
     """
 
@@ -54,14 +54,16 @@ class Calibration:
     nll_before: float
     nll_after: float
     num_inputs: int
+    num_available: int
     bounded: bool
 
     def __repr__(self) -> str:
-        """The temperature, the factor, and the NLL before and after."""
+        """The temperature, the factor, the NLL before and after, and on how many inputs."""
         parts = [f"temperature {self.temperature:.4g}{' (not determined by the data)' if self.bounded else ''}"]
         if self.mean_field_factor is not None:
             parts.append(f"mean-field factor {self.mean_field_factor:.4g}")
-        parts.append(f"NLL {self.nll_before:.4g} -> {self.nll_after:.4g} on {self.num_inputs:,} inputs")
+        of_all = "" if self.num_inputs == self.num_available else f" of {self.num_available:,}"
+        parts.append(f"NLL {self.nll_before:.4g} -> {self.nll_after:.4g} on {self.num_inputs:,}{of_all} inputs")
         return f"Calibration({', '.join(parts)})"
 
 
@@ -70,7 +72,7 @@ def calibrate(
     data: Any,
     *,
     mean_field_factors: Sequence[float] = MEAN_FIELD_FACTORS,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> Calibration:
     """Sets the temperature of a trained method, and an SNGP's mean-field factor with it, by data of their own.
@@ -93,16 +95,21 @@ def calibrate(
     without an error support (Laplace's rule of succession; less what members disagree by at T = 0), or 1 if that is
     lower: such data are no reason to soften.
 
-    The inputs are remembered, in memory, so that a prediction of any of them has it marked as `served`.
+    **Memory.** What the model answers is held, 512 MiB of it at most: `S * C` numbers an input, of S passes or members
+    over C classes (for an SNGP twice as many). Where that is not enough for all inputs, a uniform random sample without
+    replacement is held: of 100 passes over 1,000 classes, 1,342 inputs. All that is said and decided is then of the
+    sample, `num_inputs` and `num_available` say so, and what is not in it is hardly asked of the model: of N inputs
+    about `K (1 + log(N / K))` for a sample of K. Beside that, the model is asked for at most 2**24 numbers at a time, if
+    the inputs of a batch can be parted, and the search takes about 6 MiB, or 24 bytes for each number of one input where
+    that is more.
 
     Args:
         model: A trained method; it is changed in place. Its mode, weights, buffers and the global random state are not.
         data: In-domain inputs with targets, apart from those trained on: a Dataset, a DataLoader, or a tuple of
-            tensors, the targets last, as for `fit`. Above 2**27 logits in all (those of each pass or member counted),
-            every second input is left out, or more: `num_inputs` says how many stayed.
+            tensors, the targets last, as for `fit`.
         mean_field_factors: The ladder, beside the model's own factor; `()` keeps that, and fits the temperature alone.
-        batch_size: Inputs in one forward pass.
-        seed: Of dropout masks.
+        batch_size: Inputs in one forward pass; None leaves it to hesitant.
+        seed: Of dropout masks, and of the sample.
 
     Returns:
         What was set, and the NLL before and after.
@@ -123,24 +130,24 @@ def calibrate(
     for candidate in mean_field_factors:
         if not 0 <= candidate < math.inf:
             raise ValueError(f"mean_field_factors holds {candidate!r}: expected finite numbers of at least 0.")
-    held, numbers = _held(model, data, batch_size, seed)
+    held = _held(model, data, batch_size, seed)
     before = _nll(held, likelihood(held, model.temperature, None))
     processes = _processes(model)
-    ladder = _ladder(processes, mean_field_factors)
-    factor, temperature, after, bounded = _chosen(held, ladder)
-    model.temperature = temperature
+    factor, fit = _chosen(held, _ladder(processes, mean_field_factors))
+    after = fit.likelihood
+    model.temperature = after.temperature
     if factor is not None:
         for process in processes:
             process.calibrate_factor(factor)
-            remember(process, "factor", numbers)
-    remember(model, "calibrate", numbers)
     if held.num_impossible:
         warnings.warn(_IMPOSSIBLE.format(held.num_impossible), CalibrationWarning, stacklevel=2)
-    elif bounded:
-        warnings.warn(_reason(temperature, after, held), CalibrationWarning, stacklevel=2)
+    elif fit.bounded:
+        warnings.warn(_reason(fit, held), CalibrationWarning, stacklevel=2)
     if factor is None:
         factor = _common(processes)
-    return Calibration(temperature, factor, before, _nll(held, after), held.num_inputs, bounded)
+    return Calibration(
+        after.temperature, factor, before, _nll(held, after), held.num_inputs, held.num_available, fit.bounded
+    )
 
 
 def _processes(method: nn.Module) -> list[SNGP]:
@@ -151,24 +158,26 @@ def _processes(method: nn.Module) -> list[SNGP]:
 
 
 def _nll(held: Held, found: Likelihood) -> float:
-    return math.inf if held.num_impossible else float(found.losses.mean())
+    return math.inf if held.num_impossible else found.mean
 
 
-def _held(model: Tempered, data: Any, batch_size: int, seed: int) -> tuple[Held, Tensor]:
-    """Answers the leaves of the data, and the digests of its inputs."""
-    held, found = Held(), Gathered()
+def _held(model: Tempered, data: Any, batch_size: int | None, seed: int) -> Held:
+    """Answers the leaves of the data, or of a sample of them."""
+    size = 1024 if batch_size is None else batch_size
+
+    def ask(batch: Batch, position: int) -> Leaves:
+        return leaves(model, batch, batch_size=size, seed=seed, position=position)
+
+    held = Held(seed)
     with random_state_kept([device_of(model)]):
-        for position, batch in enumerate(batches(as_dataset(data), batch_size)):
-            found.append(digests(batch).cpu())
-            held.append(leaves(model, batch, batch_size=batch_size, seed=seed, position=position))
-    classes = torch.cat([part.targets for part in held.parts() if part.targets is not None]).unique()
-    if len(classes) == 1:
+        held.gather(batches(as_dataset(data), size), ask)
+    if held.num_inputs == 0:
+        raise ValueError("data is empty: expected at least one input.")
+    if held.only_class is not None:
         raise ValueError(
-            f"data has targets of one class alone, {int(classes)}: expected inputs of several, as they come in use."
+            f"data has targets of one class alone, {held.only_class}: expected inputs of several, as they come in use."
         )
-    numbers = found.tensor()
-    assert numbers is not None
-    return held, numbers.unique()
+    return held
 
 
 def _ladder(processes: list[SNGP], factors: Sequence[float]) -> list[float | None]:
@@ -179,18 +188,18 @@ def _ladder(processes: list[SNGP], factors: Sequence[float]) -> list[float | Non
     return [*sorted({*map(float, factors), *(factor for factor in own if factor is not None and factor >= 0)})]
 
 
-def _chosen(held: Held, ladder: list[float | None]) -> tuple[float | None, float, Likelihood, bool]:
+def _chosen(held: Held, ladder: list[float | None]) -> tuple[float | None, Fit]:
     """Answers the largest factor that the data do not speak against, with its temperature."""
-    rungs: list[tuple[float | None, float, Likelihood, bool]] = []
+    rungs: list[tuple[float | None, Fit]] = []
     start = 1.0
     for factor in ladder:
-        temperature, bounded = fitted(held, factor, start, first=not rungs)
-        start = temperature  # the next one's is near
-        rungs.append((factor, temperature, likelihood(held, temperature, factor), bounded))
-    best = min(rungs, key=lambda rung: float(rung[2].losses.mean()))[2].losses
+        fit = fitted(held, factor, start, first=not rungs)
+        start = fit.likelihood.temperature  # the next one's is near
+        rungs.append((factor, fit))
+    best = min((fit.likelihood for _, fit in rungs), key=lambda each: each.mean).losses
     allowed = []
     for rung in rungs:
-        excess = rung[2].losses - best
+        excess = rung[1].likelihood.losses - best
         error = float(excess.std(correction=0)) / math.sqrt(len(excess))
         if float(excess.mean()) <= error:
             allowed.append(rung)
@@ -202,8 +211,9 @@ def _common(processes: list[SNGP]) -> float | None:
     return factors.pop() if len(factors) == 1 else None
 
 
-def _reason(temperature: float, after: Likelihood, held: Held) -> str:
-    if after.separated and not math.isclose(temperature, BOUNDS[1]):
+def _reason(fit: Fit, held: Held) -> str:
+    temperature = fit.likelihood.temperature
+    if fit.separated:
         several = ", by one member or pass at least" if held.several else ""
         return (
             f"each of the {held.num_inputs} calibration inputs is classified rightly{several}: no temperature is the"
