@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomS
 import hesitant
 from hesitant import SNGP, DeepEnsemble, Deterministic, MCDropout
 from hesitant.ensemble_history import EnsembleHistory
+from hesitant.inputs import Order, training_loader
 from hesitant.methods.member_masks import Drawing, MemberMasks, drawing_from
 from hesitant.methods.random_state import derived_seed
 from hesitant.nn.models import MLP, DeepResNet
-from hesitant.inputs import Order, training_loader
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -173,7 +173,7 @@ class MembersTogether:
                 if nll <= min(progress.validation_nll):
                     progress.best_epoch = progress.epoch
                     self.best[index] = weights_of(self.members[index]) if settings.patience is not None else None
-        stack.schedule.after_epoch(sum(losses) / len(losses), None)
+        stack.schedule.after_epoch(sum(losses) / len(losses))
         for index in going:
             self.progress[index].seconds += seconds + time.perf_counter() - began
 

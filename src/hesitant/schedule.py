@@ -34,12 +34,12 @@ class Schedule:
         if self.scheduler is not None and self._every == "step":
             self.scheduler.step()
 
-    def after_epoch(self, train_loss: float, validation_nll: float | None) -> None:
-        """Advances a schedule of epochs."""
+    def after_epoch(self, measured: float) -> None:
+        """Advances a schedule of epochs; ``measured`` is what a plateau is told by."""
         if self.scheduler is None or self._every == "step":
             return
         if isinstance(self.scheduler, ReduceLROnPlateau):
             plateau: Any = self.scheduler
-            plateau.step(train_loss if validation_nll is None else validation_nll)
+            plateau.step(measured)
         else:
             self.scheduler.step()

@@ -170,8 +170,8 @@ def test_rows_of_graphs_are_told_by_their_targets_alone() -> None:
 
 
 def test_logits_are_found_in_what_models_answer_and_put_back() -> None:
-    from transformers.modeling_outputs import SequenceClassifierOutput
     from torchvision.models.inception import InceptionOutputs
+    from transformers.modeling_outputs import SequenceClassifierOutput
 
     logits, other = torch.zeros(2, 3), torch.ones(2, 3)
     outputs: list[Any] = [

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from hesitant import SNGP, Deterministic
 
 
-
 class Model(nn.Module):
     main_input_name = "pixels"
 

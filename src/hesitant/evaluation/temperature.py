@@ -3,20 +3,17 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from torch import nn
 
 from hesitant.evaluation.temperature_fit import BOUNDS, Fit, Likelihood, fitted, likelihood
 from hesitant.evaluation.temperature_sample import Held
+from hesitant.inputs import Batch, as_class_targets, batches
 from hesitant.methods import SNGP, DeepEnsemble
-from hesitant.methods.batches import Batch, batches
 from hesitant.methods.leaves import Leaves, leaves
-from hesitant.methods.random_state import random_state_kept
 from hesitant.methods.tempering import Tempered
-from hesitant.methods.wrapper import device_of
-from hesitant.training_data import as_dataset
 
 __all__ = ["MEAN_FIELD_FACTORS", "Calibration", "CalibrationWarning", "calibrate"]
 
@@ -99,9 +96,9 @@ def calibrate(
     over C classes (for an SNGP twice as many). Where that is not enough for all inputs, a uniform random sample without
     replacement is held: of 100 passes over 1,000 classes, 1,342 inputs. All that is said and decided is then of the
     sample, `num_inputs` and `num_available` say so, and what is not in it is hardly asked of the model: of N inputs
-    about `K (1 + log(N / K))` for a sample of K. Beside that, the model is asked for at most 2**24 numbers at a time, if
-    the inputs of a batch can be parted, and the search takes about 6 MiB, or 24 bytes for each number of one input where
-    that is more.
+    about `K (1 + log(N / K))` for a sample of K. Beside that, the model is asked for at most 2**24 numbers at a time,
+    if the inputs of a batch can be parted, and the search takes about 6 MiB, or 24 bytes for each number of one input
+    where that is more.
 
     Args:
         model: A trained method; it is changed in place. Its mode, weights, buffers and the global random state are not.
@@ -163,14 +160,12 @@ def _nll(held: Held, found: Likelihood) -> float:
 
 def _held(model: Tempered, data: Any, batch_size: int | None, seed: int) -> Held:
     """Answers the leaves of the data, or of a sample of them."""
-    size = 1024 if batch_size is None else batch_size
 
     def ask(batch: Batch, position: int) -> Leaves:
-        return leaves(model, batch, batch_size=size, seed=seed, position=position)
+        return leaves(model, batch, seed=seed, position=position)
 
     held = Held(seed)
-    with random_state_kept([device_of(model)]):
-        held.gather(batches(as_dataset(data), size), ask)
+    held.gather((replace(batch, targets=as_class_targets(batch.targets)) for batch in batches(data, batch_size)), ask)
     if held.num_inputs == 0:
         raise ValueError("data is empty: expected at least one input.")
     if held.only_class is not None:

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from hesitant.methods.batches import Batch, map_tensors
+from hesitant.inputs import Batch, map_tensors
 from hesitant.methods.leaves import Leaves
 
 BYTES_HELD: Final = 2**29
@@ -79,7 +79,7 @@ class Held:
         asked = 0
         for batch in batches:
             if batch.targets is None:
-                raise ValueError("data has no targets: expected (x, target) pairs or dicts with 'labels'.")
+                raise ValueError("data has no targets: expected (inputs, targets), a tuple, or a dict with 'labels'.")
             rows = len(batch.targets) if batch.targets.ndim else 1
             if rows == 0:
                 continue
@@ -303,4 +303,6 @@ def _divisible(batch: Batch, rows: int) -> bool:
         return value is None or isinstance(value, (bool, int, float))
 
     targets = batch.targets
-    return targets is not None and targets.ndim > 0 and is_divisible(batch.kwargs) and all(map(is_divisible, batch.args))
+    return (
+        targets is not None and targets.ndim > 0 and is_divisible(batch.kwargs) and all(map(is_divisible, batch.args))
+    )

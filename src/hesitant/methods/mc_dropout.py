@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from hesitant.eager import run_eagerly
-from hesitant.inputs import Batch, batches, map_tensors, num_inputs, tensors_of
+from hesitant.methods.batches import Batch, batches, logits_of, map_tensors, num_inputs, tensors_of, with_logits
 from hesitant.methods.dropout_modes import attributes_kept, dropout_active, dropout_layers
 from hesitant.methods.first_pass import DropoutPass, FirstPass
 from hesitant.methods.further_passes import FurtherPasses, OtherCourseError
 from hesitant.methods.masks import Masks
 from hesitant.methods.operation_calls import address
-from hesitant.methods.outputs import logits_of, with_logits
 from hesitant.methods.random_state import random_state_kept, seed_all
-from hesitant.methods.tempering import tempered
-from hesitant.methods.wrapper import Gathered, ModelWrapper
+from hesitant.methods.served import Served
+from hesitant.methods.tempering import at_temperature, tempered
+from hesitant.methods.wrapper import Gathered, ModelWrapper, evaluating, is_distribution, log_probs_of
 from hesitant.mixture import Mixture
 from hesitant.prediction import Prediction
 

@@ -207,7 +207,7 @@ class OutputProbe(TorchDispatchMode):
             return
         advice = "Say so, outputs='probabilities', or leave the last operation out."
         if found[0] == "sigmoid" and logits.ndim == 2 and logits.shape[-1] > 1:
-            advice = "Sigmoids of several classes are no distribution over them: leave the last operation out."
+            advice += " Sigmoids of several classes by themselves are no distribution over them."
         raise ValueError(
             f"{type(model).__name__} ends in a {found[0]}: its outputs are probabilities, and not the logits that they"
             f" are taken for. {advice}"

@@ -1,6 +1,6 @@
 """SNGP: a distance-aware classifier from a single model and a single forward pass."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from hesitant.eager import run_eagerly
 from hesitant.inputs import Batch, as_class_targets, batches, several_workers, shared_batches
 from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.classifier import find_classifier
-from hesitant.methods.continuation import Continuation, continuation_of, counted_positions
+from hesitant.methods.continuation import at_positions, continuation, only_call, picked_positions
 from hesitant.methods.fingerprint import fingerprint
 from hesitant.methods.outputs import Outputs, logits_of, require_kind
 from hesitant.methods.random_state import require_seed
@@ -19,9 +19,9 @@ from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.tempering import taken
 from hesitant.methods.workers import raise_together, share_weights
 from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of, prediction_of
-from hesitant.nn import CovarianceError, GaussianLogits, RandomFeatureGaussianProcess, SpectralNormalizer, recorded
-from hesitant.nn.gaussian_process_calls import GaussianProcessCall
+from hesitant.nn import CovarianceError, GaussianLogits, RandomFeatureGaussianProcess, SpectralNormalizer
 from hesitant.nn.laplace import CovarianceState
+from hesitant.nn.recording import GaussianProcessCall, recorded
 from hesitant.nn.spectral_norm import ConvNorm
 from hesitant.nn.weight_watch import WeightWatch
 from hesitant.prediction import Prediction
@@ -103,7 +103,7 @@ class SNGP(ModelWrapper):
         self.register_buffer("fitted_fingerprint", torch.zeros((), dtype=torch.int64))
         self._watch = WeightWatch()
         for module in self.modules():
-            module.register_load_state_dict_post_hook(self._watch.weights_loaded)
+            module.register_load_state_dict_post_hook(_WeightsLoaded(self._watch))
         self.register_load_state_dict_post_hook(_factor_what_was_loaded)
         # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
         self._ddp_params_and_buffers_to_ignore = [
@@ -131,12 +131,15 @@ class SNGP(ModelWrapper):
             return self.tempered_output(self.model(*args, **kwargs), kwargs, temperature)
         if self.spectral_normalizer is not None and torch.is_grad_enabled():
             self.spectral_normalizer.project()
-        if self.gp.laplace.momentum is None:
+        gp = self.gp
+        if gp.laplace.momentum is None or not torch.is_grad_enabled():
             return self.model(*args, **kwargs)
-        with recorded() as calls:
+        with recorded(plain=True) as calls:  # the layer alone would count padding, too
             output = self.model(*args, **kwargs)
         for call in calls:
-            self.gp.update(_counted(call, output, kwargs))
+            features = self._counted(call, output, args, kwargs)
+            if gp.decide_kernel_scale(features):
+                gp.update(features)
         return output
 
     def calibration_state(self) -> tuple[Any, ...]:
@@ -206,8 +209,7 @@ class SNGP(ModelWrapper):
             dist.all_reduce(count)
         if float(count) == 0:
             raise ValueError("data holds no batch that reached the classifier: expected at least one input.")
-        gp.laplace.replace(product, int(count))
-        gp.factorize()
+        gp.replace_covariance(product, int(count))
         self.fitted_fingerprint.fill_(self._fingerprint())
         self._watch.trusts(self.model, self._laplace_prefix())
 
@@ -300,39 +302,55 @@ class SNGP(ModelWrapper):
     def _sum_over(self, data: Any, batch_size: int | None, product: Tensor, count: Tensor) -> None:
         """Adds up what this worker's share of the data says of the precision."""
         gp, model, device = self.gp, in_eval_mode(self.model), device_of(self.model)
-        if gp.needs_kernel_scale and several_workers():
+        if not gp.scale.is_decided() and several_workers():
             # The median is agreed on by all workers, and one of them may have no share of the data.
             first = next(batches(data, batch_size)).to(device)
             with recorded(plain=True) as calls:
                 model(*first.args, **first.kwargs)
-            for call in calls:
-                gp.contribution(call.inputs)
+            gp.decide_kernel_scale(torch.cat([call.inputs.flatten(0, -2) for call in calls]))
         for batch in shared_batches(data, batch_size):
             batch = batch.to(device)
             with recorded(plain=True) as calls:
                 answer = model(*batch.args, **batch.kwargs)
             for call in calls:
-                summed, number = gp.contribution(_counted(call, answer, batch.kwargs))
+                summed, number = gp.contribution(self._counted(call, answer, batch.args, batch.kwargs))
                 product += summed
                 count += number
+
+    def _counted(self, call: GaussianProcessCall, answer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Answers the features ``(..., D)`` of a call that have a part in the model's answer: padding has none."""
+        features, logits = call.inputs.detach(), call.output.detach()
+        if features.ndim != 3:
+            return features
+        try:
+            positions = picked_positions(logits, logits_of(answer).detach(), self._repeating(self.model, args, kwargs))
+        except (TypeError, ValueError):  # whatever the model makes of them, all of them count
+            positions = None
+        mask = kwargs.get("attention_mask")
+        if positions is None and isinstance(mask, Tensor) and mask.shape == features.shape[:2]:
+            return features[mask.bool()]
+        return at_positions(features, positions)
+
+    def _repeating(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+        """Answers what runs the model again, its Gaussian process made to answer other logits."""
+
+        def again(values: Tensor) -> Tensor:
+            with recorded(answering=[values]), torch.no_grad():
+                return logits_of(in_eval_mode(model)(*args, **kwargs))
+
+        return again
 
     def _posterior_of(
         self, model: nn.Module, batch: Batch, calls: list[GaussianProcessCall], output: Tensor
     ) -> GaussianLogits:
         """Answers the Gaussian of the logits that the model answered with."""
-        if len(calls) != 1 or calls[0].posterior is None:
-            raise ValueError(
-                f"predict: the model ran its classifier {len(calls)} times in one forward pass: the variance of what it"
-                " makes of that is not known. softmax(model(x)) is the predictive distribution all the same."
+        call = only_call(calls)
+        if call.posterior is None:
+            raise CovarianceError(
+                "predict: the weights moved while the model answered. Call fit_covariance(data) again."
             )
-
-        def again(values: Tensor) -> Tensor:
-            with recorded(answering=[values]), torch.no_grad():
-                return logits_of(model(*batch.args, **batch.kwargs))
-
-        call = calls[0]
-        assert call.posterior is not None
-        found: Continuation = continuation_of(call.output, output, again, probabilities=self.outputs == "probabilities")
+        again = self._repeating(model, batch.args, batch.kwargs)
+        found = continuation(call.output, output, again, probabilities=self.outputs == "probabilities")
         return GaussianLogits(found.mean(call.posterior.mean), found.variance(call.posterior.variance))
 
     @run_eagerly
@@ -341,13 +359,12 @@ class SNGP(ModelWrapper):
 
         All weights are read only where something may have moved them: see :class:`WeightWatch` for what it sees.
         """
-        gp, prefix = self.gp, self._laplace_prefix()
-        exact = gp.covariance_state == "fitted" and gp.laplace.momentum is None
+        laplace, prefix = self.gp.laplace, self._laplace_prefix()
+        exact = laplace.state == "fitted" and laplace.momentum is None
         if exact and self._watch.suspects(self.model, prefix):
-            if int(self.fitted_fingerprint) == self._fingerprint():
-                self._watch.trusts(self.model, prefix)
-            else:
-                gp.laplace.mark_stale()
+            self._watch.trusts(self.model, prefix)  # first: what moves from here on raises a suspicion again
+            if int(self.fitted_fingerprint) != self._fingerprint():
+                laplace.mark_stale()
 
     def _fingerprint(self) -> int:
         return fingerprint(self.model, without=self._laplace_prefix())
@@ -385,13 +402,17 @@ class SNGP(ModelWrapper):
                 raise ValueError(f"model has a Gaussian process already, at {name!r}: wrap the plain model.")
 
 
-def _counted(call: GaussianProcessCall, answer: Any, kwargs: dict[str, Any]) -> Tensor:
-    """Answers the features ``(..., D)`` of a call that have a part in the model's answer: padding has none."""
-    try:
-        logits = logits_of(answer)
-    except TypeError:  # whatever the model makes of them, all of them count
-        return call.inputs
-    return counted_positions(call.inputs, call.output, logits, kwargs.get("attention_mask"))
+class _WeightsLoaded:
+    """A load_state_dict hook on every module: whoever loads weights, wherever, the covariance is checked again.
+
+    It knows no module: who copies a layer with its hooks, as dynamo does, would copy the whole model.
+    """
+
+    def __init__(self, watch: WeightWatch) -> None:
+        self.watch = watch
+
+    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
+        self.watch.raise_suspicion()
 
 
 def _factor_what_was_loaded(module: nn.Module, incompatible_keys: Any) -> None:
