@@ -122,6 +122,8 @@ def _ending(module: Any) -> nn.Linear | None:
         return None
     if _is_copied(module):
         return next((_ending(copy) for copy in _active_copies(module)), None)
+    if hasattr(module, "base_layer"):
+        return _ending(module.base_layer)
     children = dict(module.named_children())
     if isinstance(module, nn.Sequential):
         return next((_ending(child) for child in reversed(module) if any(True for _ in child.parameters())), None)
@@ -131,11 +133,13 @@ def _ending(module: Any) -> nn.Linear | None:
 def _unwrapped(model: nn.Module) -> nn.Module:
     """Answers the model that PEFT, a compiler or data parallelism is around."""
     while True:
-        inner = model._modules.get("_orig_mod")
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        base: Any = getattr(model, "get_base_model", None)  # PEFT's
+        if callable(base):
+            inner = base()
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
-        elif callable(getattr(model, "get_base_model", None)):
-            inner = model.get_base_model()
+        else:
+            inner = model._modules.get("_orig_mod")
         if not isinstance(inner, nn.Module) or inner is model:
             return model
         model = inner
