@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 _MOST_CLASSES = 64
-_ROUNDINGS = 8  # in epsilons: what an operation or two, and a difference of their results, may miss
-_SHARE_OF_ROUNDING = 0.2  # of what is compared: beyond, agreement says nothing
+_ROUNDINGS = 4  # in epsilons, twice what one rounding misses: what an operation or two, and differences of them, may
+_SHARE_OF_ROUNDING = 0.3  # of what is compared: beyond, agreement says nothing
 _ROUNDED_PROBABILITY = 1e-3  # what a clamp, an epsilon or a rounding to three decimals may move
 
 Found = tuple[Tensor | None, Tensor | None, Tensor | None]  # scale, matrix, offset
@@ -136,7 +136,7 @@ class LinearDependence:
             return _ITSELF
         small = [(values, _free(_log_odds(probs))) for values, probs in map(self.ask, self._small_points())]
         size = 1 + torch.stack([_largest(odds) for _, odds in small]).amax(0)
-        scale = _common_scale(small, 4 * _ROUNDINGS * self.epsilon * size, center=_free)
+        scale = _common_scale(small, 8 * _ROUNDINGS * self.epsilon * size, center=_free)
         if scale is None:
             return None
         offset = small[0][1] - scale * small[0][0]
