@@ -109,6 +109,20 @@ def test_trusting_answers_whether_the_weights_showed_that_they_moved():
     assert watch.trusts(model)
 
 
+def test_another_place_in_memory_is_suspected_but_no_evidence():
+    model = network()
+    watch = trusting(model)
+    for parameter in model.parameters():
+        parameter.share_memory_()  # as a model is that is sent to another process
+    assert watch.suspects(model, read=False)
+    assert not watch.has_moved(model, read=False)
+    assert not watch.trusts(model)
+    model[3][1].weight.data = 2 * model[3][1].weight.data
+    assert watch.has_moved(model, read=False)
+    model[3][1] = nn.Linear(1, 3)
+    assert watch.trusts(model)
+
+
 def test_a_step_anywhere_raises_every_watch_until_it_trusts_again():
     first, second = network(), network()
     watches = [trusting(first), trusting(second)]

@@ -1,7 +1,7 @@
 """Layers of one shape, stacked: what the projection keeps of them, and how it writes their weights."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ def shrink(group: LayerGroup, step: ProjectionStep) -> None:
 
 def refuse_sharded(name: str, weight: Tensor, layer: nn.Module) -> None:
     """Raises RuntimeError for a weight of which this worker holds a part only."""
-    expected = 2 if isinstance(layer, nn.Linear) else 2 + len(cast(_ConvNd, layer).kernel_size)
+    expected = 2 + len(layer.kernel_size) if isinstance(layer, _ConvNd) else 2
     if hasattr(weight, "placements") or hasattr(weight, "ds_id") or weight.ndim != expected or weight.numel() == 0:
         raise RuntimeError(
             f"the weight of layer {name!r} is sharded (FSDP, ZeRO-3) or empty, shape {tuple(weight.shape)}: its norm"

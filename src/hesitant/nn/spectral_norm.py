@@ -1,5 +1,6 @@
 """Bounds the operator norm of Linear and convolutional layers by projecting their weights."""
 
+import hashlib
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -7,11 +8,11 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from hesitant.eager import run_eagerly
+from hesitant.nn.bounded_layers import find_layers
 from hesitant.nn.layer_group import NEVER, LayerGroup, ProjectionStep, bit_checksum, refuse_sharded, shrink, stack
 from hesitant.nn.power_iteration import (
     ConvOperator,
@@ -32,7 +33,7 @@ _SIZES_KEPT = 8  # of the inputs of a convolution, so that inputs of any length 
 
 
 class SpectralBoundWarning(UserWarning):
-    """The bound is about to shrink weights to less than a third."""
+    """The bound is about to shrink weights to less than a third, or holds for none at all."""
 
 
 class SpectralNormalizer(nn.Module):
@@ -43,12 +44,14 @@ class SpectralNormalizer(nn.Module):
     warmed up on first sight and advances by ``power_iterations`` with each projection; layers of one shape advance
     together.
 
-    What is bounded: every Linear and convolution whose weight is trainable. For a convolution it is the norm of the
-    operator (its stride, padding, dilation, groups) at the input size that it last saw, which a forward hook notes, so
-    that a convolution is bounded from the first change of its weights after a forward. What is not: frozen and
-    parametrized weights, the packed weight of ``nn.MultiheadAttention``, transposed convolutions, normalisation layers.
-    A BatchNorm scales by gamma / std and can undo the bound of the convolution before it: then the bound holds for the
-    convolution, not for the pair. :attr:`unbounded` lists what is left out.
+    What is bounded: every Linear and convolution (and GPT-2's ``Conv1D``) whose weight is trainable. For a convolution
+    it is the norm of the operator (its stride, padding, dilation, groups) at the input size that it last saw, which a
+    forward hook notes, so that a convolution is bounded from the first change of its weights after a forward. What is
+    not: frozen and parametrized weights, the packed weight of ``nn.MultiheadAttention``, recurrent layers, transposed
+    convolutions, parameters of modules that are none of these, normalisation layers. A BatchNorm scales by gamma / std
+    and can undo the bound of the convolution before it: then the bound holds for the convolution, not for the pair.
+    :attr:`unbounded` lists what is left out (:func:`find_layers` says what is listed); where nothing is bounded, a
+    warning says so.
 
     Source: Liu et al., NeurIPS 2020 (SNGP), section 3.2 and algorithm 1.
 
@@ -62,7 +65,7 @@ class SpectralNormalizer(nn.Module):
             padded to the same size; ``"reshaped"``, the norm of the kernel as a matrix, off by up to a factor of the
             kernel's size.
         exclude: Names of layers (or of modules around them) that are left as they are.
-        generator: Draws the first singular vectors; None seeds one of its own with 0.
+        generator: Draws the seed of the first singular vectors; None takes 0.
 
     Raises:
         ValueError: An argument is out of its range, or a name in ``exclude`` is not in the model.
@@ -89,17 +92,14 @@ class SpectralNormalizer(nn.Module):
             )
         if conv_norm not in ("operator", "same_padding", "reshaped"):
             raise ValueError(f"conv_norm={conv_norm!r} is unknown: expected 'operator', 'same_padding' or 'reshaped'.")
-        modules = dict(model.named_modules())
-        for name in exclude:
-            if name not in modules:
-                raise ValueError(f"exclude names {name!r}, no module of the model: see model.named_modules().")
         self.norm_bound = norm_bound
         self.power_iterations = power_iterations
         self.warm_up_iterations = warm_up_iterations
         self.conv_norm = conv_norm
-        self._generator = generator if generator is not None else torch.Generator().manual_seed(0)
-        self.unbounded: dict[str, str] = {}
-        self._layers = self._find_layers(modules, exclude)
+        self._seed = 0 if generator is None else _seed_from(generator)  # not kept: no process can send a generator
+        self._layers, self.unbounded = find_layers(model, exclude)
+        if not self._layers and set(self.unbounded.values()) - {"excluded"}:
+            _warn_of_no_bound(self.unbounded)
         self._input_sizes: dict[str, tuple[int, ...]] = {}
         self._vectors: dict[str, dict[tuple[int, ...], Tensor]] = {}  # by layer and output size, the latest last
         self._checksums: dict[str, Tensor] = {}
@@ -181,25 +181,6 @@ class SpectralNormalizer(nn.Module):
 
     # ---------------------------------------------------------------- inside
 
-    def _find_layers(self, modules: dict[str, nn.Module], exclude: Collection[str]) -> dict[str, nn.Module]:
-        layers: dict[str, nn.Module] = {}
-        seen: set[int] = set()
-        for name, module in modules.items():
-            if isinstance(module, nn.MultiheadAttention):
-                self.unbounded[name + ".in_proj_weight"] = "packed attention weight"
-            if not isinstance(module, (nn.Linear, _ConvNd)):
-                continue
-            if any(name == other or name.startswith(other + ".") for other in exclude):
-                self.unbounded[name] = "excluded"
-            elif isinstance(module, _ConvTransposeNd):
-                self.unbounded[name] = "transposed convolution"
-            elif parametrize.is_parametrized(module, "weight") or not isinstance(module.weight, nn.Parameter):
-                self.unbounded[name] = "parametrized weight"
-            elif id(module.weight) not in seen:
-                seen.add(id(module.weight))
-                layers[name] = module
-        return layers
-
     def _regroup(self) -> None:
         """Groups the layers anew where a weight was replaced, moved, frozen, or saw an input of another size."""
         for name in [name for name, layer in self._layers.items() if not isinstance(layer.weight, nn.Parameter)]:
@@ -235,7 +216,12 @@ class SpectralNormalizer(nn.Module):
             shape = operator.output_shape(weight)
             known = [self._vectors.get(name, {}).get(shape) for name in names]
             # Known ones as they are: to normalise them again would change their bits.
-            u = torch.stack([self._draw(shape).to(weight) if vector is None else vector.to(weight) for vector in known])
+            u = torch.stack(
+                [
+                    (self._draw(name, shape) if vector is None else vector).to(weight)
+                    for name, vector in zip(names, known, strict=True)
+                ]
+            )
             never = torch.tensor(NEVER)
             checksum = torch.stack([self._checksums.get(name, never).to(weight.device) for name in names])
             group = LayerGroup(names, parameters, operator, u, checksum)
@@ -253,8 +239,10 @@ class SpectralNormalizer(nn.Module):
             after = torch.where((sigma > 1e-6).view(-1, *[1] * (u.ndim - 1)), after, u)
         return sigma, after, v
 
-    def _draw(self, shape: tuple[int, ...]) -> Tensor:
-        return normalize(torch.randn(1, *shape, generator=self._generator))[0]
+    def _draw(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        digest = hashlib.blake2b(f"{self._seed} {name} {shape}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        return normalize(torch.randn(1, *shape, generator=generator))[0]
 
     def _operator(self, name: str) -> StackedOperator | None:
         layer = self._layers[name]
@@ -378,6 +366,22 @@ class SpectralNormalizer(nn.Module):
     def extra_repr(self) -> str:
         """Answers the module's line in ``print(model)``."""
         return f"{len(self._layers)} layers, norm_bound={self.norm_bound}, conv_norm={self.conv_norm!r}"
+
+
+def _seed_from(generator: torch.Generator) -> int:
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
+
+
+def _warn_of_no_bound(unbounded: dict[str, str]) -> None:
+    first = "; ".join(f"{name}: {reason}" for name, reason in list(unbounded.items())[:4])
+    more = f"; and {len(unbounded) - 4} more" if len(unbounded) > 4 else ""
+    warnings.warn(
+        f"norm_bound bounds no weight of this model ({first}{more}): its features need not keep distances, so that the"
+        " uncertainty may not grow with the distance to the training data. Pass norm_bound=None to say that this is"
+        " meant.",
+        SpectralBoundWarning,
+        stacklevel=4,
+    )
 
 
 @dataclass

@@ -48,26 +48,31 @@ class WeightWatch:
             without: The name of a submodule that is left out.
             read: Whether 16 numbers are read too, for which a GPU must be waited.
         """
-        return self.raised or self.has_moved(module, without, read=read)
+        known = self._known
+        if self.raised or known is None:
+            return True
+        tensors = _tensors(module, without)
+        return known.addresses != _addresses(tensors) or known.show_a_move(tensors, read)
 
     def has_moved(self, module: nn.Module, without: str = "", *, read: bool = True) -> bool:
-        """Answers whether the weights themselves show that they moved; see :meth:`suspects`."""
+        """Answers whether the weights themselves show that they moved, for who cannot look further.
+
+        A step is no evidence here, nor another place in memory: sending a model to another process moves it there, too.
+        Then the numbers are read, also where ``read`` is False.
+        """
         known = self._known
         if known is None:
             return True
         tensors = _tensors(module, without)
-        if known.addresses != _addresses(tensors) or known.versions != _versions(tensors):
-            return True
-        return read and known.numbers != _numbers(tensors, known.places)
+        return known.show_a_move(tensors, read or known.addresses != _addresses(tensors))
 
     def trusts(self, module: nn.Module, without: str = "") -> bool:
-        """Takes the weights as they are for known; answers whether they show that they moved since the last time."""
+        """Takes the weights as they are for known; answers whether they show that they moved (:meth:`has_moved`)."""
         self.raised = False  # before the look: a step that comes now raises it again
         tensors = _tensors(module, without)
         before, places = self._known, _places(tensors)
-        now = _Weights(_addresses(tensors), _versions(tensors), places, _numbers(tensors, places))
-        self._known = now
-        return before is not None and before != now
+        self._known = _Weights(_addresses(tensors), _versions(tensors), places, _numbers(tensors, places))
+        return before is not None and before.show_a_move(tensors, True)
 
     def forget(self) -> None:
         """Knows nothing of the weights from now on, as at the beginning."""
@@ -89,6 +94,17 @@ class _Weights(NamedTuple):
     versions: int
     places: tuple[tuple[int, int], ...]  # of the numbers read: which tensor, and where in its storage
     numbers: tuple[int, ...]  # their bits, so that NaN is NaN
+
+    def show_a_move(self, tensors: list[Tensor], read: bool) -> bool:
+        """Answers whether other tensors are there, or they were written to, or other numbers are in them."""
+        if len(tensors) != len(self.addresses) or self.versions != _versions(tensors):
+            return True
+        if not read:
+            return False
+        try:
+            return self.numbers != _numbers(tensors, self.places)
+        except RuntimeError:  # smaller tensors have no such places
+            return True
 
 
 def _tensors(module: nn.Module, without: str) -> list[Tensor]:
