@@ -1,7 +1,7 @@
 """Knows every operation of torch that draws dropout, and draws it from masks of our own."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ _FEATURES = {_aten.feature_dropout.default, _aten.feature_dropout_.default}
 _ALPHAS = {_aten.alpha_dropout.default, _aten.alpha_dropout_.default}
 _FEATURE_ALPHAS = {_aten.feature_alpha_dropout.default, _aten.feature_alpha_dropout_.default}
 _DROPOUTS = {*_PLAIN, *_FEATURES, *_ALPHAS, *_FEATURE_ALPHAS}
+_RECURRENT = {_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input}
+_RECURRENT_PACKED = {_aten.lstm.data, _aten.gru.data, _aten.rnn_tanh.data, _aten.rnn_relu.data}
 
 
 class Repeated(NamedTuple):
@@ -64,6 +66,11 @@ def _arguments(func: OpOverload) -> _Arguments | None:
     return _Arguments(tagged, {name: names[name] for name in wanted if name in names})
 
 
+def can_draw(func: OpOverload) -> bool:
+    """Answers whether any call of this operation draws random numbers."""
+    return _arguments(func) is not None
+
+
 def draws(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Answers whether this call draws random numbers: the same inputs would not give the same outputs."""
     arguments = _arguments(func)
@@ -99,6 +106,89 @@ class Layout(NamedTuple):
     times: int = 1
     axis: int = 0
     shared: bool = False
+
+
+def is_recurrent(func: OpOverload) -> bool:
+    """Answers whether the operation is a network that drops between its layers: see :func:`layer_by_layer`."""
+    return func in _RECURRENT or func in _RECURRENT_PACKED
+
+
+def layer_by_layer(func: OpOverload, args: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Answers what a recurrent network does, in operations that each are one layer or one dropout.
+
+    Args:
+        func: Of those that :func:`is_recurrent` knows.
+        args: Its arguments, all of them.
+    """
+    at = 1 if func in _RECURRENT else 2  # where the state stands: a packed sequence brings the sizes of its batches
+    hidden, weights, has_biases, num_layers, drop_rate, _, bidirectional, *rest = args[at:]
+    x, several = args[0], isinstance(hidden, (list, tuple))
+    states = list(hidden) if several else [hidden]
+    directions, per_layer = (2 if bidirectional else 1), len(weights) // num_layers
+    last: list[list[Tensor]] = [[] for _ in states]
+    for layer in range(num_layers):
+        if layer > 0:
+            x = _aten.dropout.default(x, drop_rate, True)
+        of_layer = [state.narrow(0, layer * directions, directions) for state in states]
+        own = list(weights[layer * per_layer : (layer + 1) * per_layer])
+        state = of_layer if several else of_layer[0]
+        x, *after = func(x, *args[1:at], state, own, has_biases, 1, 0.0, False, bidirectional, *rest)
+        for kept, tensor in zip(last, after, strict=True):
+            kept.append(tensor)
+    return x, *(torch.cat(kept) for kept in last)
+
+
+def draw_otherwise(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], masks: Masks) -> Any:
+    """Answers an operation that draws and is none of :func:`is_dropout`, from a generator of these masks.
+
+    What takes no generator (kernels of other libraries) draws from the process's, which are neither seeded nor put
+    back: others in the process draw from them meanwhile.
+    """
+    if func is _aten.native_dropout.default:
+        mask = masks.draw(args[0].shape, float(args[1]), args[0].device)
+        kept = mask.kept[0]
+        return args[0] * kept.to(args[0].dtype).mul_(1 / mask.keep_rate), kept.bool()
+    if kwargs.get("generator") is not None:
+        return func(*args, **kwargs)
+    first = next((arg for arg in args if isinstance(arg, Tensor)), None)
+    device = kwargs.get("device") or (torch.device("cpu") if first is None else first.device)
+    generator = masks.generator(torch.device(device))
+    fill = _LIKE.get(func)
+    if fill is not None:
+        out = torch.empty_like(args[0], **kwargs)
+        return fill(out, *args[1:], generator=generator)
+    taking = _taking_a_generator(func)
+    if taking is None:
+        return func(*args, **kwargs)
+    return taking(*args, **{**kwargs, "generator": generator})
+
+
+_LIKE: dict[OpOverload, Callable[..., Tensor]] = {
+    _aten.rand_like.default: lambda out, generator: out.uniform_(generator=generator),
+    _aten.randn_like.default: lambda out, generator: out.normal_(generator=generator),
+    _aten.randint_like.default: lambda out, high, generator: out.random_(0, high, generator=generator),
+    _aten.randint_like.low_dtype: lambda out, low, high, generator: out.random_(low, high, generator=generator),
+}
+
+
+@cache
+def _taking_a_generator(func: OpOverload) -> OpOverload | None:
+    """Answers the overload of an operation that takes a generator beside its own arguments."""
+    names = [argument.name for argument in func._schema.arguments]
+    if "generator" in names:
+        return func
+    packet = func._overloadpacket
+    for overload in (getattr(packet, name) for name in packet.overloads()):
+        theirs = [argument.name for argument in overload._schema.arguments]
+        if "generator" in theirs and [name for name in theirs if name != "generator"] == names:
+            return overload
+    return None
+
+
+def dropped(x: Tensor, drop_rate: float, masks: Masks) -> Tensor:
+    """Answers the dropout of a tensor of one pass: what :func:`drop` would, at less cost."""
+    kept, keep_rate = masks.draw(x.shape, drop_rate, x.device)
+    return kept[0].to(x.dtype).mul_(x).mul_(1 / keep_rate)
 
 
 def drop(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], masks: Masks, layout: Layout) -> Tensor:

@@ -1,78 +1,56 @@
-"""Puts a model into the state in which its dropout is active and all else is as in eval mode, and puts it back."""
+"""Doubles a model so that its dropout is active and all else is as in eval mode.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+Attention reads the flag of the module around it, and code may ask ``self.training`` anywhere, so that the dropout
+modules alone are not enough; nor are whole modules put into training mode, for the same flag guards noise, masking and
+auxiliary outputs. So each place that reads the flag has its own answer, by what it reads it for.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.utils.spectral_norm import SpectralNorm
 
+from hesitant.methods.replica import Replicas
+from hesitant.methods.training_reads import Use, read_at, use_in
 from hesitant.methods.wrapper import ModelWrapper
 from hesitant.nn import RandomFeatureGaussianProcess
 
-_STOCHASTIC_DEPTH = ("DropPath", "StochasticDepth")  # how timm, torchvision and all models of transformers call it
-_DROPS_WHOLE_LAYERS = "layerdrop"  # the rate at which the encoders of transformers leave layers out
-_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+_ASKED = (nn.MultiheadAttention, nn.RNNBase, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder)
+_ASKED += (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
-@contextmanager
-def dropout_active(model: nn.Module, *, stochastic_depth: bool) -> Iterator[None]:
-    """Puts all modules into training mode but those that would do something else than drop, and restores everything.
+def dropping_replicas(model: nn.Module, *, stochastic_depth: bool) -> Replicas:
+    """Answers replicas of a model in which dropout takes part, and stochastic depth if asked for.
 
-    Attention reads the flag of the module around it, and code may ask ``self.training`` anywhere, so that the dropout
-    modules alone are not enough. What keeps statistics (BatchNorm, spectral norms), draws other noise (RReLU) or is a
-    method of this library stays in eval mode, and so does stochastic depth unless asked for. Modes, buffers and
-    attributes are afterwards as before, also after an error.
+    A read of ``training`` is answered with True where the value goes to a dropout, to attention or to a rate of either,
+    or guards a branch that does nothing else than drop; anywhere else with False. What keeps statistics (BatchNorm,
+    spectral norms), draws other noise (RReLU) or is a method of this library is in eval mode.
+
+    Raises:
+        ValueError: On running, a branch of the model's code that is taken in training alone drops and does something
+            else too.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if buffer.layout == torch.strided
-    ]
-    attributes = list(_set_aside(model, stochastic_depth))
-    try:
-        for module, _ in modes:
-            module.training = not _stays_in_eval(module, stochastic_depth)
-        for module, name, _, value in attributes:
-            setattr(module, name, value)
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for module, name, before, _ in attributes:
-            setattr(module, name, before)
-        for module, name, buffer, content in buffers:
-            if not torch.equal(buffer, content):
-                buffer.copy_(content)
-            module._buffers[name] = buffer
+    flag = _Flag(stochastic_depth)
 
+    def kind(module: nn.Module) -> type[nn.Module]:
+        own = type(module)
+        if isinstance(module, (ModelWrapper, RandomFeatureGaussianProcess)):
+            return own
+        return _asking(own) if isinstance(module, _ASKED) or not _is_torchs(own) else own
 
-@contextmanager
-def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Puts the modules' own attributes back, and what dicts and lists among them hold: tables kept for later calls."""
-    own = [(module, dict(module.__dict__)) for module in model.modules()]
-    held = [
-        (container, container.copy())
-        for _, attributes in own
-        for name, container in attributes.items()
-        if isinstance(container, (dict, list)) and (name not in _OF_EVERY_MODULE or name == "_buffers")
-    ]
-    try:
-        yield
-    finally:
-        for module, attributes in own:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-        for container, content in held:
-            container.clear()
-            if isinstance(container, dict):
-                container.update(content)
-            else:
-                container.extend(content)
+    def training(module: nn.Module) -> Any:
+        if isinstance(module, torch.jit.ScriptModule):
+            return flag.of_scripted(module)
+        if kind(module) is not type(module):
+            return flag
+        return isinstance(module, nn.modules.dropout._DropoutNd)
+
+    return Replicas(model, training=training, kind=kind)
 
 
 def dropout_layers(model: nn.Module) -> dict[str, float]:
@@ -82,20 +60,66 @@ def dropout_layers(model: nn.Module) -> dict[str, float]:
     }
 
 
-def _stays_in_eval(module: nn.Module, stochastic_depth: bool) -> bool:
-    if isinstance(module, (_NormBase, nn.RReLU, ModelWrapper, RandomFeatureGaussianProcess)):
-        return True
-    if "running_mean" in module._buffers or type(module).__module__ == "torch.nn.utils.parametrizations":
-        return True
-    if any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values()):
-        return True
-    return type(module).__name__.endswith(_STOCHASTIC_DEPTH) and not stochastic_depth
+class _Flag:
+    """Stands where a module's mode stood, and answers each place in the code that reads it."""
+
+    def __init__(self, stochastic_depth: bool) -> None:
+        self._stochastic_depth = stochastic_depth
+        self._known: dict[tuple[int, int, bool], tuple[CodeType, bool]] = {}  # keeps the code, whose address is the key
+
+    def read(self, module: nn.Module, frame: FrameType) -> bool:
+        """Answers the flag to what runs in a frame."""
+        code = frame.f_code
+        leaf = not module._modules and not module._parameters
+        key = (id(code), frame.f_lasti, leaf)
+        if key not in self._known:
+            read = read_at(code, frame.f_lasti, leaf=leaf)
+            self._known[key] = code, self._answer(read.use, type(module).__name__, read.place)
+        return self._known[key][1]
+
+    def of_scripted(self, module: torch.jit.ScriptModule) -> bool:
+        """Answers the mode of a scripted module, whose code is within C++."""
+        name = str(getattr(module, "original_name", ""))
+        if re.fullmatch(r"(Feature)?(Alpha)?Dropout\dd?|(Feature)?(Alpha)?Dropout", name):
+            return True
+        return self._answer(use_in(str(getattr(module, "code", ""))), name, "its TorchScript")
+
+    def _answer(self, use: Use, name: str, place: str) -> bool:
+        if use is Use.BOTH:
+            raise ValueError(
+                f"{name} reads self.training for dropout and for something else, in {place}: MC dropout is the one"
+                " without the other. Write the dropout apart: F.dropout(x, p, self.training), outside of that branch."
+            )
+        return use is Use.DROPOUT or (use is Use.LAYERS and self._stochastic_depth)
 
 
-def _set_aside(model: nn.Module, stochastic_depth: bool) -> Iterator[tuple[nn.Module, str, Any, Any]]:
-    """Gives the attributes that would do something else in training mode: module, name, value, value meanwhile."""
-    for module in model.modules():
-        if not stochastic_depth and isinstance(module.__dict__.get(_DROPS_WHOLE_LAYERS), float):
-            yield module, _DROPS_WHOLE_LAYERS, module.__dict__[_DROPS_WHOLE_LAYERS], 0.0
-        if module.__dict__.get("gradient_checkpointing") is True:
-            yield module, "gradient_checkpointing", True, False
+def _is_torchs(kind: type) -> bool:
+    return all(base is object or base.__module__.startswith("torch.nn.") for base in kind.__mro__)
+
+
+def _mode(module: nn.Module) -> bool:
+    mode: Any = module.__dict__["training"]
+    return mode.read(module, sys._getframe(1)) if type(mode) is _Flag else mode
+
+
+def _set_mode(module: nn.Module, mode: bool) -> None:
+    module.__dict__["training"] = mode
+
+
+@lru_cache(maxsize=256)
+def _asking(kind: type[nn.Module]) -> type[nn.Module]:
+    """Answers a class like this one whose ``training`` depends on who reads it, or itself where there can be none.
+
+    What was compiled is as it was written.
+    """
+    written: dict[str, Any] = {
+        name: value._torchdynamo_orig_callable
+        for base in reversed(kind.__mro__)
+        for name, value in vars(base).items()
+        if callable(value) and hasattr(value, "_torchdynamo_orig_callable")
+    }
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    try:
+        return type(kind)(kind.__name__, (kind,), {**names, **written, "training": property(_mode, _set_mode)})
+    except TypeError:  # a class that will have no subclass
+        return kind

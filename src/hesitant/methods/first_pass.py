@@ -8,14 +8,25 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hesitant.methods.dropout_draws import Layout, Repeated, draws, drop, is_dropout
+from hesitant.methods.dropout_draws import (
+    Layout,
+    Repeated,
+    draw_otherwise,
+    draws,
+    drop,
+    is_dropout,
+    is_recurrent,
+    layer_by_layer,
+)
 from hesitant.methods.masks import Masks
 from hesitant.methods.operation_calls import Place, address, tensors_in, written_places
+
+_NORMS = {torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default}
 
 
 @dataclass
@@ -58,39 +69,70 @@ class Extent(NamedTuple):
         return cls(storage, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
 
-class DropoutPass(TorchDispatchMode):
-    """Runs one pass, its dropout drawn from ``masks``."""
+class ModelWrittenError(Exception):
+    """A pass was about to write to what belongs to the model, or to the caller; see :attr:`DropoutPass.wrote`."""
 
-    def __init__(self, masks: Masks) -> None:
+
+class DropoutPass(TorchDispatchMode):
+    """Runs one pass, its dropout drawn from ``masks``.
+
+    Args:
+        masks: Draws.
+        guarded: The addresses of what the pass may not write to.
+
+    Attributes:
+        drew: Whether any operation drew random numbers.
+        wrote: The addresses that it was about to write to: its answer counts for nothing, if there are any.
+    """
+
+    def __init__(self, masks: Masks, guarded: set[int]) -> None:
         super().__init__()
-        self.masks = masks
+        self.masks, self._guarded = masks, guarded
+        self.drew = False
+        self.wrote: set[int] = set()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # torch would import its compiler, for seconds, only to keep it away from here
+
+    def call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Answers what the model answers in this pass."""
+        # Below autograd an operation is seen as the code wrote it: a dropout, not the draws that it consists of.
+        with torch._C._AutoDispatchBelowAutograd(), self:
+            return model(*args, **kwargs)
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Runs one operation."""
         kwargs = kwargs or {}
-        return self.run(func, args, kwargs, Layout()) if draws(func, args, kwargs) else func(*args, **kwargs)
+        self.guard(func, args, kwargs)
+        if not draws(func, args, kwargs):
+            return func(*args, **kwargs)
+        self.drew = True
+        if is_recurrent(func):
+            with self:
+                return layer_by_layer(func, args)
+        return self.run(func, args, kwargs, Layout())
+
+    def guard(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raises if the operation is about to write where it may not: whoever runs the pass gives it copies."""
+        places = [key for key, _ in written_places(func, args)]
+        if func in _NORMS and args[5]:  # whose schemas do not say that they write their statistics
+            places = [3, 4]
+        for key in places:
+            tensor = args[key] if isinstance(key, int) else kwargs.get(key)
+            if isinstance(tensor, Tensor) and address(tensor) in self._guarded:
+                self.wrote.add(address(tensor))
+                raise ModelWrittenError
 
     def run(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], layout: Layout) -> Any:
-        """Answers an operation that draws: from the masks, or by torch where a device does that well."""
-        if from_masks(func, args, layout):
+        """Answers an operation that draws, from the masks."""
+        if is_dropout(func):
             return drop(func, args, kwargs, self.masks, layout)
         if args and isinstance(args[0], Repeated):
             args = (args[0].tensor(), *args[1:])
-        return func(*args, **kwargs)
-
-
-def from_masks(func: OpOverload, args: Sequence[Any], layout: Layout) -> bool:
-    """Answers whether :class:`DropoutPass` draws for the operation, and not torch."""
-    if not is_dropout(func):
-        return False
-    first = args[0].value if isinstance(args[0], Repeated) else args[0]
-    return layout.shared or first.device.type == "cpu"
+        return draw_otherwise(func, args, kwargs, self.masks)
 
 
 class FirstPass(DropoutPass):
@@ -98,23 +140,21 @@ class FirstPass(DropoutPass):
 
     Args:
         masks: Draws.
+        guarded: The addresses of what the pass may not write to.
         num_inputs: B, how many inputs there are.
         known: The addresses of the inputs and of what belongs to the model.
 
     Attributes:
         steps: The operations in their order.
-        drew: Whether any drew random numbers.
-        repeatable: Whether all of those came from the masks, so that a pass can be run again.
         followed: Whether it could be told where they went; sparse tensors hide it.
         largest: Bytes of the largest tensor that drawn numbers reached.
     """
 
-    def __init__(self, masks: Masks, num_inputs: int, known: set[int]) -> None:
-        super().__init__(masks)
+    def __init__(self, masks: Masks, guarded: set[int], num_inputs: int, known: set[int]) -> None:
+        super().__init__(masks, guarded)
         self._num_inputs, self._known = num_inputs, known
         self.steps: list[Step] = []
-        self.drew = False
-        self.repeatable = self.followed = True
+        self.followed = True
         self.largest = 0
         # By the address of the memory, which views share.
         self._extents: dict[int, Extent] = {}
@@ -135,7 +175,11 @@ class FirstPass(DropoutPass):
     ) -> Any:
         """Runs one operation and notes it."""
         kwargs = kwargs or {}
+        self.guard(func, args, kwargs)
         drawing = draws(func, args, kwargs)
+        if drawing and is_recurrent(func):
+            with self:
+                return layer_by_layer(func, args)
         inputs = dict(tensors_in(args, kwargs))
         self.followed &= all(tensor.layout == torch.strided for tensor in inputs.values())
         if not self.followed:
@@ -160,7 +204,6 @@ class FirstPass(DropoutPass):
             self._know(tensor)
         if drawing:
             self.drew = True
-            self.repeatable &= from_masks(func, args, Layout())
             step.shape = next((tensor.shape for tensor in inputs.values()), None)
         if step.random:
             step.shapes = [tensor.shape for tensor in outputs]

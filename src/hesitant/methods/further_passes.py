@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from hesitant.methods.dropout_draws import Layout, Repeated, is_dropout, takes_repeated
-from hesitant.methods.first_pass import DropoutPass, Extent, FirstPass, Step, from_masks
+from hesitant.methods.dropout_draws import Layout, Repeated, draws, is_dropout, is_recurrent, layer_by_layer, takes_repeated
+from hesitant.methods.first_pass import DropoutPass, Extent, FirstPass, Step
 from hesitant.methods.masks import Masks
 from hesitant.methods.operation_calls import Place, address, map_call, tensors_in, written_places
 
@@ -57,6 +57,7 @@ class FurtherPasses(DropoutPass):
     Args:
         first: The first pass, over.
         masks: Draws.
+        guarded: The addresses of what the passes may not write to.
         num_inputs: B, how many inputs a pass has.
         times: How many passes.
         shared: Whether all inputs of a pass have the same mask.
@@ -70,13 +71,14 @@ class FurtherPasses(DropoutPass):
         self,
         first: FirstPass,
         masks: Masks,
+        guarded: set[int],
         num_inputs: int,
         times: int,
         *,
         shared: bool,
         again: Iterator[list[Tensor]] | None = None,
     ) -> None:
-        super().__init__(masks)
+        super().__init__(masks, guarded)
         self.drawn: list[tuple[list[torch.Size], list[Tensor]]] = []
         self._again = again
         self._steps, self._position = first.steps, 0
@@ -107,6 +109,10 @@ class FurtherPasses(DropoutPass):
     ) -> Any:
         """Runs one operation, or answers what stands for its outputs."""
         kwargs = kwargs or {}
+        if is_recurrent(func) and draws(func, args, kwargs):
+            with self:
+                return layer_by_layer(func, args)
+        self.guard(func, args, kwargs)
         step = self._next(func)
         if step.random:
             return self._compute(step, args, kwargs)
@@ -162,7 +168,7 @@ class FurtherPasses(DropoutPass):
 
     def _draw(self, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         layout = self._drawn_layout(step, args)
-        if from_masks(step.func, args, layout):
+        if is_dropout(step.func):
             return self.run(step.func, args, kwargs, layout)
         answer = self.run(step.func, args, kwargs, layout)
         outputs = [tensor for _, tensor in tensors_in((answer,), {})]

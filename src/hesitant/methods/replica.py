@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hesitant.methods.operation_calls import address
+
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _PLAIN = frozenset({bool, int, float, str, type(None), torch.Tensor, nn.Parameter, torch.dtype, torch.device, type})
 
@@ -22,7 +24,7 @@ def in_eval_mode(model: nn.Module) -> nn.Module:
     return replica(model) if any(module.training for module in model.modules()) else model
 
 
-def replica(model: nn.Module, *, training: Callable[[nn.Module], bool] = lambda module: False) -> nn.Module:
+def replica(model: nn.Module, *, training: Callable[[nn.Module], Any] = lambda module: False) -> nn.Module:
     """Answers a model that shares every parameter and buffer with this one, and nothing else that a call may write to.
 
     Modes and attributes are its own, and so are the lists, dicts and sets among these: what a forward keeps there goes
@@ -34,60 +36,138 @@ def replica(model: nn.Module, *, training: Callable[[nn.Module], bool] = lambda 
         model: What is doubled.
         training: The mode of each module of the replica, told from the module.
     """
-    doubles: dict[int, nn.Module] = {}
-    own: list[tuple[nn.Module, nn.Module]] = []
-    compiled: list[nn.Module] = []
-    for module in model.modules():
-        if id(module) in doubles:
-            continue
-        if "_orig_mod" in module._modules:  # its code was compiled for the modes of the module within it
-            compiled.append(module)
-        elif isinstance(module, torch.jit.ScriptModule):
-            scripted = copy.deepcopy(module)  # its modes are within C++, where nothing less tells modules apart
-            for before, after in zip(module.modules(), scripted.modules(), strict=True):
-                doubles[id(before)] = after
-                for name, tensor in (*before.named_parameters(recurse=False), *before.named_buffers(recurse=False)):
-                    setattr(after, name, tensor)
-                after.training = training(before)
-        else:
-            double = object.__new__(type(module))
-            doubles[id(module)] = double
-            own.append((module, double))
-    for module in reversed(compiled):
-        doubles[id(module)] = doubles[id(module._modules["_orig_mod"])]
-    for module, double in own:
-        state = module.__dict__.copy()
-        for name, value in module.__dict__.items():
-            if name not in _OF_EVERY_MODULE and type(value) not in _PLAIN:
-                state[name] = _own(value, doubles)
-        state["_parameters"], state["_buffers"] = module._parameters.copy(), module._buffers.copy()
-        state["_modules"] = {name: None if m is None else doubles[id(m)] for name, m in module._modules.items()}
-        state["_compiled_call_impl"] = None
-        state["training"] = training(module)
-        object.__setattr__(double, "__dict__", state)
-    return doubles[id(model)]
+    return Replicas(model, training=training).fresh()
 
 
-def _own(value: Any, doubles: dict[int, nn.Module]) -> Any:
-    """Answers an attribute of the replica's own: a container copied, a module of the model's its double."""
-    kind = type(value)
-    if id(value) in doubles:
-        return doubles[id(value)]
-    if isinstance(value, dict):
-        copied = copy.copy(value)
-        for key, entry in value.items():
-            copied[key] = _own(entry, doubles)
-        return copied
-    if kind is list:
-        return [_own(entry, doubles) for entry in value]
-    if kind is tuple:
-        return tuple(_own(entry, doubles) for entry in value)
-    if kind is set:
-        return set(value)
-    if kind is types.MethodType and id(value.__self__) in doubles:
-        return types.MethodType(value.__func__, doubles[id(value.__self__)])
-    if isinstance(value, functools.partial):
-        arguments = (_own(argument, doubles) for argument in value.args)
-        keywords = {name: _own(argument, doubles) for name, argument in value.keywords.items()}
-        return functools.partial(_own(value.func, doubles), *arguments, **keywords)
-    return value
+class Replicas:
+    """Replicas of one model, one after another: each begins as the model was, and ends where the next begins.
+
+    Args:
+        model: What is doubled.
+        training: The mode of each module, told from the module.
+        kind: The class of each module, told from the module: its own, or one that derives from it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        training: Callable[[nn.Module], Any] = lambda module: False,
+        kind: Callable[[nn.Module], type[nn.Module]] = type,
+    ) -> None:
+        self._doubles: dict[int, nn.Module] = {}
+        self._states: list[tuple[nn.Module, dict[str, Any], list[str]]] = []
+        self._own_tensors: set[int] = set()
+        self._copied: set[int] = set()
+        doubles = self._doubles
+        compiled: list[nn.Module] = []
+        for module in model.modules():
+            if id(module) in doubles:
+                continue
+            if "_orig_mod" in module._modules:  # its code was compiled for the modes of the module within it
+                compiled.append(module)
+            elif isinstance(module, torch.jit.ScriptModule):
+                self._double_scripted(module, training)
+            else:
+                double: nn.Module = object.__new__(kind(module))
+                doubles[id(module)] = double
+                state = module.__dict__.copy()
+                state["_compiled_call_impl"] = None
+                state["training"] = training(module)
+                held = [n for n, v in state.items() if n not in _OF_EVERY_MODULE and type(v) not in _PLAIN]
+                self._states.append((double, state, held))
+        for module in reversed(compiled):
+            doubles[id(module)] = doubles[id(module._modules["_orig_mod"])]
+        for _, state, _ in self._states:
+            modules = state["_modules"]
+            state["_modules"] = {name: None if m is None else doubles[id(m)] for name, m in modules.items()}
+        self._model = doubles[id(model)]
+
+    @functools.cached_property
+    def memory(self) -> set[int]:
+        """The addresses of the model's tensors: its parameters and buffers, and those in its attributes."""
+        found: list[Any] = [part for _, state, _ in self._states for part in self._parts(state)]
+        found += [p for m in self._doubles.values() if isinstance(m, torch.jit.ScriptModule) for p in m.parameters()]
+        return {address(tensor) for tensor in found if isinstance(tensor, torch.Tensor)}
+
+    @property
+    def copies(self) -> set[int]:
+        """The addresses of what the replica has of its own."""
+        return self._copied
+
+    def have_their_own(self, written: set[int]) -> None:
+        """From now on each replica has copies of its own of what lies at these addresses, for it writes there."""
+        self._own_tensors |= written
+
+    def fresh(self) -> nn.Module:
+        """Answers the next replica; the one before is at an end."""
+        copies: dict[int, Any] = {}
+        for double, state, held in self._states:
+            now = double.__dict__
+            now.clear()
+            now.update(state)
+            now["_parameters"], now["_buffers"] = state["_parameters"].copy(), state["_buffers"].copy()
+            now["_modules"] = state["_modules"].copy()
+            for name in held:
+                now[name] = self._own(state[name], copies)
+            if self._own_tensors:
+                for name, value in now.items():
+                    if isinstance(value, torch.Tensor):
+                        now[name] = self._own(value, copies)
+                for kind in ("_buffers", "_parameters"):
+                    now[kind] = {name: self._own(tensor, copies) for name, tensor in now[kind].items()}
+        self._copied = {address(tensor) for tensor in copies.values()}
+        return self._model
+
+    # ---------------------------------------------------------------- inside
+
+    def _double_scripted(self, module: torch.jit.ScriptModule, training: Callable[[nn.Module], Any]) -> None:
+        scripted = copy.deepcopy(module)  # its modes are within C++, where nothing less tells modules apart
+        for before, after in zip(module.modules(), scripted.modules(), strict=True):
+            self._doubles[id(before)] = after
+            for name, tensor in (*before.named_parameters(recurse=False), *before.named_buffers(recurse=False)):
+                setattr(after, name, tensor)
+            after.training = bool(training(before))
+
+    def _parts(self, state: dict[str, Any]) -> list[Any]:
+        """Answers what a module holds, and what lists, tuples and dicts of its hold."""
+        parts = [*state["_parameters"].values(), *state["_buffers"].values()]
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                parts.append(value)
+            elif name not in _OF_EVERY_MODULE and isinstance(value, (list, tuple)):
+                parts.extend(value)
+            elif name not in _OF_EVERY_MODULE and isinstance(value, dict):
+                parts.extend(value.values())
+        return parts
+
+    def _own(self, value: Any, copies: dict[int, Any]) -> Any:
+        """Answers an attribute of the replica's own: a container copied, a module of the model's its double."""
+        kind = type(value)
+        if id(value) in self._doubles:
+            return self._doubles[id(value)]
+        if isinstance(value, torch.Tensor):
+            if not self._own_tensors or address(value) not in self._own_tensors:
+                return value
+            if id(value) not in copies:
+                own = value.detach().clone()
+                copies[id(value)] = nn.Parameter(own, value.requires_grad) if kind is nn.Parameter else own
+            return copies[id(value)]
+        if isinstance(value, dict):
+            copied = copy.copy(value)
+            for key, entry in value.items():
+                copied[key] = self._own(entry, copies)
+            return copied
+        if kind is list:
+            return [self._own(entry, copies) for entry in value]
+        if kind is tuple:
+            return tuple(self._own(entry, copies) for entry in value)
+        if kind is set:
+            return set(value)
+        if kind is types.MethodType and id(value.__self__) in self._doubles:
+            return types.MethodType(value.__func__, self._doubles[id(value.__self__)])
+        if isinstance(value, functools.partial):
+            arguments = (self._own(argument, copies) for argument in value.args)
+            keywords = {name: self._own(argument, copies) for name, argument in value.keywords.items()}
+            return functools.partial(self._own(value.func, copies), *arguments, **keywords)
+        return value
