@@ -84,9 +84,7 @@ def train(
                     if nll <= min(state.validation_nll):
                         state.best_epoch = state.epoch
                         best = weights_of(model)
-                run.schedule.after_epoch(
-                    state.train_loss[-1], state.validation_nll[-1] if state.validation_nll else None
-                )
+                run.schedule.after_epoch((state.validation_nll or state.train_loss)[-1])
                 state.seconds += time.perf_counter() - began
                 run.save(settings.checkpoint, state, best if patience is not None else None)
                 advance(state)

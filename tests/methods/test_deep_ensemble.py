@@ -137,7 +137,8 @@ def test_builders_that_draw_from_numpy_or_python_have_members_of_their_own_too()
 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_a_seed_reproduces_the_members_and_the_first_of_few_are_the_first_of_many(name: str) -> None:
-    few, many, others = (DeepEnsemble.from_builder(LIBRARIES[name], n, seed=seed) for n, seed in ((2, 3), (4, 3), (2, 4)))
+    sizes_and_seeds = ((2, 3), (4, 3), (2, 4))
+    few, many, others = (DeepEnsemble.from_builder(LIBRARIES[name], n, seed=seed) for n, seed in sizes_and_seeds)
     for a, b, c in zip(few.members, many.members, others.members, strict=False):
         assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
         assert any(not torch.equal(x, y) for x, y in zip(a.parameters(), c.parameters(), strict=True))

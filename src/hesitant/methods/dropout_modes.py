@@ -7,7 +7,6 @@ auxiliary outputs. So each place that reads the flag has its own answer, by what
 
 import re
 import sys
-from collections.abc import Callable
 from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any

@@ -9,7 +9,7 @@ from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hesitant.methods.batches import logits_of
+from hesitant.methods.outputs import logits_of
 from hesitant.methods.operation_calls import address, tensors_in, written_places
 from hesitant.methods.replica import replica
 

@@ -21,10 +21,65 @@ _DROPOUT = re.compile(r"dropout|drop_?(block|connect|out)|^drop$|(^|_)drop($|\d)
 _OTHER_NOISE = re.compile(r"randn|normal|uniform_|gumbel|noise|mixup|shuffle|perm|exponential", re.IGNORECASE)
 # What a dropout that is written by hand is made of, beside the draw.
 _PLAIN_CALLS = frozenset(
-    "abs bool clone contiguous dim div div_ empty empty_like expand expand_as eye flatten float floor floor_ full"
-    " full_like ge gt int le len linear lt max mean min mul mul_ multiply new_empty new_full new_ones new_tensor"
-    " new_zeros ones ones_like reshape size squeeze sub tensor to type type_as unsqueeze view view_as zeros zeros_like"
-    " matmul isinstance is_floating_point half bfloat16 double".split()
+    [
+        "abs",
+        "bool",
+        "clone",
+        "contiguous",
+        "dim",
+        "div",
+        "div_",
+        "empty",
+        "empty_like",
+        "expand",
+        "expand_as",
+        "eye",
+        "flatten",
+        "float",
+        "floor",
+        "floor_",
+        "full",
+        "full_like",
+        "ge",
+        "gt",
+        "int",
+        "le",
+        "len",
+        "linear",
+        "lt",
+        "max",
+        "mean",
+        "min",
+        "mul",
+        "mul_",
+        "multiply",
+        "new_empty",
+        "new_full",
+        "new_ones",
+        "new_tensor",
+        "new_zeros",
+        "ones",
+        "ones_like",
+        "reshape",
+        "size",
+        "squeeze",
+        "sub",
+        "tensor",
+        "to",
+        "type",
+        "type_as",
+        "unsqueeze",
+        "view",
+        "view_as",
+        "zeros",
+        "zeros_like",
+        "matmul",
+        "isinstance",
+        "is_floating_point",
+        "half",
+        "bfloat16",
+        "double",
+    ]
 )
 _TORCH_THAT_DROPS = ("activation.py", "dropout.py", "rnn.py", "transformer.py")  # of torch/nn/modules
 
@@ -308,7 +363,9 @@ def _calls(trees: Sequence[ast.AST]) -> list[str]:
 
 def _compares_random(body: Sequence[ast.AST]) -> bool:
     """Whether uniform numbers are compared or rounded down, as masks are drawn."""
-    found = [name for tree in body for node in ast.walk(tree) if isinstance(node, ast.Compare) for name in _calls([node])]
+    found = [
+        name for tree in body for node in ast.walk(tree) if isinstance(node, ast.Compare) for name in _calls([node])
+    ]
     calls = _calls(body)
     return any(name in ("rand", "rand_like") for name in found) or (
         any(name in ("rand", "rand_like") for name in calls) and any(name in ("floor", "floor_") for name in calls)
