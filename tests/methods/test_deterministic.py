@@ -64,7 +64,7 @@ class Answers(nn.Module):
 
 def test_a_model_that_ends_in_softmax_is_not_softmaxed_again() -> None:
     model = Answers(lambda logits: logits.softmax(-1))
-    prediction = Deterministic(model).predict(X)
+    prediction = Deterministic(model, outputs="probabilities").predict(X)
     torch.testing.assert_close(prediction.probs, model(X).detach())
     with pytest.raises(UnavailableError, match="made from probabilities"):
         _ = prediction.logits
@@ -88,7 +88,7 @@ def test_outputs_that_carry_logits_are_read() -> None:
 def test_wrong_outputs_are_named() -> None:
     with pytest.raises(TypeError, match="the model answered a NoneType"):
         Deterministic(Answers(lambda logits: None)).predict(X)
-    with pytest.raises(ValueError, match="logits has shape"):
+    with pytest.raises(ValueError, match=r"answers logits of shape \(50, 1, 3\)"):
         Deterministic(Answers(lambda logits: logits.unsqueeze(1))).predict(X)
     with pytest.raises(ValueError, match=r"logits\[.*is nan"):
         Deterministic(Answers(lambda logits: logits * float("nan"))).predict(X)

@@ -106,7 +106,7 @@ def test_every_form_of_inputs_has_the_same_answer(posterior: Any) -> None:
         {"x": X, "labels": Y},
         TensorDataset(X, Y),
         DataLoader(TensorDataset(X, Y), batch_size=512),
-        [(X, Y)],
+        iter([(X, Y)]),
     ):
         assert torch.equal(method.predict(inputs, posterior=posterior).probs, whole.probs)
 
@@ -177,10 +177,11 @@ def test_a_single_logit_is_binary(shape: tuple[int, ...], posterior: Any) -> Non
 
 
 def test_a_model_that_ends_in_softmax_is_not_softmaxed_again() -> None:
-    method = unfitted(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(-1))).eval()
+    softmax = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(-1))
+    method = unfitted(softmax, outputs="probabilities").eval()
     method.fit_covariance(X)
     with torch.no_grad():
-        torch.testing.assert_close(method.predict(X).probs, method(X))
+        torch.testing.assert_close(method.predict(X).probs, method(X).exp())
     sampled = method.predict(X, posterior="monte_carlo", num_samples=4000)
     torch.testing.assert_close(sampled.probs, method.predict(X).probs, rtol=0.1, atol=0.02)
 
@@ -207,11 +208,25 @@ def test_outputs_that_carry_logits_keep_their_form(function: Any) -> None:
     assert torch.equal(torch.softmax(logits_of(output), -1), method.predict(X).probs)
 
 
-def test_a_model_that_goes_on_after_its_classifier_is_refused_by_predict() -> None:
-    method = unfitted(Wraps(lambda z: z[:, :2]), classifier="classifier")
+def test_a_model_that_makes_something_else_of_its_classifiers_logits_is_refused_by_predict() -> None:
+    method = unfitted(Wraps(lambda z: z[:, :2].square()), classifier="classifier")
     method.fit_covariance(X)
     with pytest.raises(ValueError, match=r"\(60, 2\), and its Gaussian process \(60, 3\)"):
         method.predict(X)
+
+
+def test_the_variance_is_carried_through_what_is_linear_in_the_logits() -> None:
+    plain, scaled = (
+        unfitted(Wraps(lambda z: z), classifier="classifier"),
+        unfitted(Wraps(lambda z: 10 * z + 1), classifier="classifier"),
+    )
+    scaled.load_state_dict(plain.state_dict())
+    for method in (plain, scaled):
+        method.fit_covariance(X)
+    first, second = plain.predict(X), scaled.predict(X)
+    torch.testing.assert_close(second.logits, 10 * first.logits + 1, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(second.logit_variance, 100 * first.logit_variance, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(second.probs, scaled.eval()(X).softmax(-1))
 
 
 # ---------------------------------------------------------------- purity
@@ -503,9 +518,9 @@ def test_an_unfitted_one_does_not_predict() -> None:
         TensorDataset(X, Y),
         DataLoader(TensorDataset(X, Y), batch_size=7, drop_last=True),
         DataLoader(TensorDataset(X, Y), batch_size=7, shuffle=True, drop_last=True),
-        [(X[:7], Y[:7]), (X[7:], Y[7:])],
+        list(zip(X, Y, strict=True)),
     ],
-    ids=["tensor", "tuple", "dict", "dataset", "pairs", "drop_last", "shuffled", "list of batches"],
+    ids=["tensor", "tuple", "dict", "dataset", "pairs", "drop_last", "shuffled", "list of examples"],
 )
 @pytest.mark.parametrize("batch_size", [1, 7, 512])
 def test_the_covariance_is_the_sum_over_all_data(data: Any, batch_size: int) -> None:
@@ -543,18 +558,20 @@ def test_dropout_is_off_while_fitting() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_bad_batch_leaves_nothing_fitted(value: float) -> None:
+def test_a_bad_batch_leaves_the_covariance_as_it_was(value: float) -> None:
     method = fitted()
+    before = method.predict(X)
     bad = X.clone()
     bad[50, 2] = value
     with pytest.raises(ValueError, match="NaN or Inf"):
         method.fit_covariance(bad, batch_size=7)
-    assert method.covariance_state == "none"
-    assert float(method.gp.laplace.data_precision.abs().sum()) == 0
+    assert method.covariance_state == "fitted"
+    assert torch.equal(method.predict(X).logit_variance, before.logit_variance)
 
 
-def test_an_interrupted_pass_leaves_nothing_fitted() -> None:
+def test_an_interrupted_pass_leaves_the_covariance_as_it_was() -> None:
     method = fitted()
+    before = method.predict(X)
 
     def interrupted() -> Any:
         yield X[:30], Y[:30]
@@ -562,7 +579,7 @@ def test_an_interrupted_pass_leaves_nothing_fitted() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         method.fit_covariance(interrupted())
-    assert method.covariance_state == "none"
+    assert torch.equal(method.predict(X).logit_variance, before.logit_variance)
 
 
 class PicksOneToken(nn.Module):
@@ -603,7 +620,7 @@ def test_empty_data_is_refused(empty: Any) -> None:
     method = fitted()
     with pytest.raises(ValueError, match="at least one input"):
         method.fit_covariance(empty)
-    assert method.covariance_state == "none"
+    assert method.covariance_state == "fitted"
 
 
 def test_momentum_has_no_second_pass() -> None:
@@ -625,7 +642,7 @@ def test_wrong_arguments_are_named() -> None:
         method.predict(X, posterior="exact")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_samples=0 must be at least 1"):
         method.predict(X, posterior="monte_carlo", num_samples=0)
-    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size=0 is no integer"):
         method.predict(X, batch_size=0)
     with pytest.raises(ValueError, match="norm_bound=-1"):
         unfitted(norm_bound=-1)

@@ -132,14 +132,15 @@ class SNGP(ModelWrapper):
         if self.spectral_normalizer is not None and torch.is_grad_enabled():
             self.spectral_normalizer.project()
         gp = self.gp
-        if gp.laplace.momentum is None or not torch.is_grad_enabled():
+        running = gp.laplace.momentum is not None
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not (running or gp.scale.is_open):
             return self.model(*args, **kwargs)
-        with recorded(plain=True) as calls:  # the layer alone would count padding, too
+        # Plain, for the layer alone would count padding too.
+        with recorded(plain=running, decides=True) as calls:
             output = self.model(*args, **kwargs)
-        for call in calls:
-            features = self._counted(call, output, args, kwargs)
-            if gp.decide_kernel_scale(features):
-                gp.update(features)
+        if running and gp.scale.is_decided():
+            for call in calls:
+                gp.update(self._counted(call, output, args, kwargs))
         return output
 
     def calibration_state(self) -> tuple[Any, ...]:

@@ -188,6 +188,8 @@ class RandomFeatureGaussianProcess(nn.Module):
         recording = current_recording()
         posterior: GaussianLogits | None = None
         output = None if recording is None else recording.answer()
+        if recording is not None and recording.decides:
+            self.decide_kernel_scale(x)
         if output is None:
             if recording is not None and recording.plain:
                 output = self.mean(x)

@@ -30,6 +30,7 @@ class Recording:
     """What is recorded, and what the layers are asked to answer meanwhile."""
 
     plain: bool
+    decides: bool
     answering: Iterator[Tensor] | None
     calls: list[GaussianProcessCall] = field(default_factory=list)
 
@@ -59,7 +60,9 @@ def current_recording() -> Recording | None:
 
 
 @contextmanager
-def recorded(*, plain: bool = False, answering: Sequence[Tensor] | None = None) -> Iterator[list[GaussianProcessCall]]:
+def recorded(
+    *, plain: bool = False, decides: bool = False, answering: Sequence[Tensor] | None = None
+) -> Iterator[list[GaussianProcessCall]]:
     """Gives the list of the calls of Gaussian-process layers that this context (thread, task) makes within.
 
     It travels with the context and is on no layer: another thread's calls are not in it, and of nested recordings the
@@ -69,12 +72,14 @@ def recorded(*, plain: bool = False, answering: Sequence[Tensor] | None = None) 
     Args:
         plain: Layers answer plain logits whatever their mode and state, and nothing comes of it: no warning, no update
             of a running covariance, no kernel scale, no factor.
+        decides: Whether layers decide their kernel scale by what they are given, if they have not: for who knows that
+            it is training data, also where gradients come later (activation checkpointing).
         answering: What the layers answer, one after the other, instead of their own output, ``(..., C)`` each.
 
     Raises:
         ValueError: A layer is called more often than there are tensors in ``answering``.
     """
-    recording = Recording(plain, None if answering is None else iter(answering))
+    recording = Recording(plain, decides, None if answering is None else iter(answering))
     token = _CURRENT.set(recording)
     try:
         yield recording.calls
