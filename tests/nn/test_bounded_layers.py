@@ -95,9 +95,7 @@ def test_gpt2s_layers_are_bounded():
 
 @pytest.mark.parametrize("model", [nn.LSTM(4, 3), nn.ModuleList([nn.Embedding(5, 4), nn.GRU(4, 4)])])
 def test_a_model_of_which_nothing_is_bounded_is_said_to_be_one(model):
-    with pytest.warns(
-        SpectralBoundWarning, match=r"bounds no weight .*recurrent weight.*norm_bound=None"
-    ):
+    with pytest.warns(SpectralBoundWarning, match=r"bounds no weight .*recurrent weight.*norm_bound=None"):
         SpectralNormalizer(model)
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hesitant.eager import run_eagerly
+from hesitant.nn.fit_validity import FitValidity
 from hesitant.nn.gaussian_logits import GaussianLogits
 from hesitant.nn.kernel_scale import KernelScale
 from hesitant.nn.laplace import CovarianceFit, CovarianceState, LaplaceCovariance, described, unfitted_error
@@ -18,9 +19,6 @@ from hesitant.nn.likelihood import MEAN_FIELD, Likelihood, check_likelihood, dat
 from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
 from hesitant.nn.random_features import RandomFeatureKind, draw_projection
 from hesitant.nn.recording import GaussianProcessCall, current_recording
-from hesitant.nn.weight_watch import WeightWatch
-
-_COVARIANCE = "laplace"  # what of the layer is not among the weights that its covariance belongs to
 
 
 class RandomFeatureGaussianProcess(nn.Module):
@@ -34,10 +32,9 @@ class RandomFeatureGaussianProcess(nn.Module):
 
     In training ``forward`` answers plain logits ``(..., C)``; in evaluation mean-field logits, once :meth:`update` has
     seen the data. As long as it has not, or the weights have moved since, evaluation answers plain logits and warns
-    once, while :meth:`posterior` raises. The layer sees that its own weights moved (:class:`WeightWatch` says how), and
-    takes it that those before it did where an optimizer has stepped after a training forward. Inputs are ``(..., D)``;
-    the precision and its factor stay in float64 or float32 whatever the module's own dtype, and under any autocast.
-    Threads may evaluate one layer while another thread fits its covariance: they get the old one or the new one.
+    once, while :meth:`posterior` raises (:class:`FitValidity` says what of that the layer can see). Inputs are
+    ``(..., D)``; the precision and its factor stay in float64 or float32 whatever the module's own dtype, and under any
+    autocast. Threads may evaluate one layer while another thread fits its covariance: they get the old or the new one.
 
     Source: Liu et al., "Simple and Principled Uncertainty Estimation with Deterministic Deep Learning via Distance
     Awareness", NeurIPS 2020, section 3.1 and equation 9; Rahimi and Recht, "Random Features for Large-Scale Kernel
@@ -162,8 +159,7 @@ class RandomFeatureGaussianProcess(nn.Module):
             ridge_decay=ridge_decay,
             device=device,
         )
-        self._watch = WeightWatch()
-        self._trained = False  # a training forward has been since the covariance was fitted
+        self._validity = FitValidity()
         self._warned = False
 
     # ---------------------------------------------------------------- the function
@@ -200,7 +196,7 @@ class RandomFeatureGaussianProcess(nn.Module):
             else:
                 if self._needs_python():
                     self._prepare_evaluation()  # here, so that what is compiled goes on after it as one graph
-                fit = self._valid_fit()
+                fit = self._validity.valid_fit(self, self.laplace, read=False)
                 if fit is None:
                     if not self._warned:
                         self._warn_unfitted("stale")
@@ -259,7 +255,7 @@ class RandomFeatureGaussianProcess(nn.Module):
     @property
     def covariance_state(self) -> CovarianceState:
         """``"none"``, ``"fitted"``, or ``"stale"``: the weights have moved since it was fitted."""
-        self._settle()
+        self._validity.settle(self, self.laplace)
         return self.laplace.state
 
     @property
@@ -277,9 +273,9 @@ class RandomFeatureGaussianProcess(nn.Module):
                 holds no two different inputs.
         """
         self._prepare(x)
-        self._settle()
+        self._validity.settle(self, self.laplace)
         if self.laplace.state == "none":
-            self._trust_weights()
+            self._validity.begin(self)
         product, count = self.contribution(x)
         if self.laplace.momentum is not None and dist.is_available() and dist.is_initialized():
             total = torch.tensor(float(count), dtype=torch.float64, device=product.device)
@@ -297,7 +293,7 @@ class RandomFeatureGaussianProcess(nn.Module):
             CovarianceError: The covariance is not fitted or stale, or keeps a running average, or holds fewer inputs.
             ValueError: The batch is empty, holds NaN or Inf, or has the wrong width.
         """
-        self._settle()
+        self._validity.settle(self, self.laplace)
         self.laplace.remove(*self.contribution(x))
 
     @torch.no_grad()
@@ -330,8 +326,8 @@ class RandomFeatureGaussianProcess(nn.Module):
         Raises:
             CovarianceError: The precision is not positive. The covariance is what it was.
         """
-        self._settle()
-        self._trust_weights()
+        self._validity.settle(self, self.laplace)
+        self._validity.begin(self)
         self.laplace.replace(product, count, self._exact_dtype())
         self._warned = False
 
@@ -431,7 +427,7 @@ class RandomFeatureGaussianProcess(nn.Module):
 
     def _is_noted(self) -> bool:
         """Answers whether a training forward is to be taken note of."""
-        unknown = self.scale.is_open or (self.laplace.state == "fitted" and not self._trained)
+        unknown = self.scale.is_open or (self.laplace.state == "fitted" and not self._validity.trained)
         return self.laplace.momentum is not None or (unknown and torch.is_grad_enabled())
 
     @run_eagerly
@@ -439,8 +435,8 @@ class RandomFeatureGaussianProcess(nn.Module):
         # Without gradients it may be a look at shapes, which decides nothing.
         decided = self.decide_kernel_scale(x) if torch.is_grad_enabled() else self.scale.is_decided()
         if self.laplace.momentum is None:
-            self._settle()
-            self._trained = True
+            self._validity.settle(self, self.laplace)
+            self._validity.trained = True
         # Activation checkpointing runs forward again inside backward: the batch has been counted then, in a first
         # forward that had no gradients if the checkpoint is a reentrant one.
         elif decided and torch._C._current_graph_task_id() == -1:
@@ -453,47 +449,23 @@ class RandomFeatureGaussianProcess(nn.Module):
             CovarianceError: It must, and is exported, or has no covariance to export.
         """
         fit = self.laplace.present
-        suspicious = self._watch.raised and self.laplace.momentum is None
+        doubtful = self._validity.is_doubtful(self.laplace)
         if _exporting():
             if fit.state != "fitted":
                 raise unfitted_error("export", fit.state)
-            if fit.factor is None or suspicious:
-                what = "an optimizer has stepped" if suspicious else "the covariance is not factored yet"
+            if fit.factor is None or doubtful:
+                what = "an optimizer has stepped" if doubtful else "the covariance is not factored yet"
                 raise CovarianceError(f"export: {what}. Call factorize() on this layer first.")
-        return fit.factor is None or suspicious if fit.state == "fitted" else not self._warned
+        return fit.factor is None or doubtful if fit.state == "fitted" else not self._warned
 
     @run_eagerly
     def _prepare_evaluation(self) -> None:
-        self._settle()
+        self._validity.settle(self, self.laplace)
         fit = self.laplace.present
         if fit.state == "fitted":
             self._factor_of(fit)
         elif not self._warned:
             self._warn_unfitted(fit.state)
-
-    def _valid_fit(self, *, read: bool = False) -> CovarianceFit | None:
-        """Answers the fit if the weights are those that it belongs to, as they show (:class:`WeightWatch`).
-
-        Nothing is marked for good: ``torch.func`` lends a module other weights for one call.
-        """
-        fit = self.laplace.present
-        if fit.state != "fitted":
-            return None
-        looks = self.laplace.momentum is None and not torch.compiler.is_compiling()
-        return None if looks and self._watch.has_moved(self, _COVARIANCE, read=read) else fit
-
-    @run_eagerly
-    def _settle(self) -> None:
-        """Marks the covariance stale if the weights have moved since it was fitted, as far as the layer can tell."""
-        fit = self.laplace.present
-        if fit.state == "fitted" and self.laplace.momentum is None:
-            stepped = self._watch.raised and self._trained
-            if self._watch.trusts(self, _COVARIANCE) or stepped:
-                self.laplace.mark_stale(fit)
-
-    def _trust_weights(self) -> None:
-        self._trained = False
-        self._watch.trusts(self, _COVARIANCE)
 
     def _warn_unfitted(self, state: CovarianceState) -> None:
         self._warned = True
@@ -505,8 +477,8 @@ class RandomFeatureGaussianProcess(nn.Module):
 
     def _factor(self, what: str) -> PosteriorFactor:
         if self._needs_python():
-            self._settle()
-        fit = self._valid_fit(read=True)
+            self._validity.settle(self, self.laplace)
+        fit = self._validity.valid_fit(self, self.laplace, read=True)
         if fit is None:
             state = self.laplace.state
             raise unfitted_error(what, "stale" if state == "fitted" else state)
@@ -519,7 +491,7 @@ class RandomFeatureGaussianProcess(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RandomFeatureGaussianProcess":
         """Moves the layer as any module, but keeps the random features in float32 or better."""
-        self._settle()
+        self._validity.settle(self, self.laplace)
         before = {name: getattr(self, name) for name in ("random_weight", "random_phase")}
         super()._apply(fn, recurse)
         for name, tensor in before.items():
@@ -528,21 +500,20 @@ class RandomFeatureGaussianProcess(nn.Module):
                 exact = moved if tensor.is_meta else tensor
                 setattr(self, name, exact.to(moved.device, torch.float32))
         if self.laplace.state == "fitted":
-            self._watch.trusts(self, _COVARIANCE)  # a cast rounds the weights and is no training
+            self._validity.watch.trusts(self, "laplace")  # a cast rounds the weights and is no training
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self._settle()
+        self._validity.settle(self, self.laplace)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._trained = False
-        self._watch.forget()  # whether the covariance comes with the weights, that part of the layer is told itself
+        self._validity.forget()  # whether the covariance comes with the weights, that part of the layer is told itself
 
     def __getstate__(self) -> dict[str, Any]:
-        self._settle()  # a copy has seen nothing of what moved before it
-        return {**self.__dict__, "_trained": False}
+        self._validity.settle(self, self.laplace)  # a copy has seen nothing of what moved before it
+        return self.__dict__.copy()
 
     def extra_repr(self) -> str:
         """Answers the layer's line in ``print(model)``."""

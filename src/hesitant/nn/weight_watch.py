@@ -109,16 +109,15 @@ class _Weights(NamedTuple):
 
 def _tensors(module: nn.Module, without: str) -> list[Tensor]:
     """Answers the parameters and the saved buffers; ``named_parameters`` would take ten times as long."""
-    left_out = module.get_submodule(without.rstrip(".")) if without else None
+    passed: set[nn.Module | None] = {None, module.get_submodule(without.rstrip(".")) if without else None}
     found: list[Tensor | None] = []
-    seen: set[nn.Module] = set()
     waiting: list[nn.Module | None] = [module]
-    while waiting:
-        current = waiting.pop()
-        if current is None or current is left_out or current in seen:
+    for current in waiting:
+        if current is None or current in passed:
             continue
-        seen.add(current)
-        found += current._parameters.values()
+        passed.add(current)
+        if current._parameters:
+            found += current._parameters.values()
         if current._buffers:
             unsaved = current._non_persistent_buffers_set
             found += [b for name, b in current._buffers.items() if name not in unsaved]
