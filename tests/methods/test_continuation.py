@@ -168,6 +168,8 @@ def test_a_log_softmax_of_scaled_logits_is_those_but_for_a_shift() -> None:
     assert runs == 2
     torch.testing.assert_close(found.variance(torch.ones_like(G)), torch.full_like(G, 100.0))
     torch.testing.assert_close(found.mean(H).softmax(-1), (11 * H).softmax(-1), rtol=1e-3, atol=1e-5)
+    elsewhere, _ = told(lambda g: (10 * g + H).log_softmax(-1), G.flip(0))
+    torch.testing.assert_close(elsewhere.mean(H), found.mean(H), rtol=1e-4, atol=1e-4)
 
 
 def test_a_class_that_is_masked_has_no_variance() -> None:

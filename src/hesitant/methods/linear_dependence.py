@@ -90,7 +90,10 @@ class LinearDependence:
         scale = _common_scale(
             [(self.rows, self.answer), first, second], _ROUNDINGS * self.epsilon * size, center=_centred
         )
-        return None if scale is None else (scale.expand_as(self.rows), None, self.answer - scale * self.rows)
+        if scale is None:
+            return None
+        # The shift, which depends on the logits, is left out.
+        return scale.expand_as(self.rows), None, _centred(self.answer - scale * self.rows)
 
     def _matrix(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Found | None:
         if self.rows.ndim != 2:
@@ -139,7 +142,7 @@ class LinearDependence:
         scale = _common_scale(small, 8 * _ROUNDINGS * self.epsilon * size, center=_free)
         if scale is None:
             return None
-        offset = small[0][1] - scale * small[0][0]
+        offset = _free(small[0][1] - scale * small[0][0])
         return (scale.expand_as(offset), None, offset) if self._near(scale * self.rows + offset, self.answer) else None
 
     def _near(self, logits: Tensor, probs: Tensor) -> bool:
