@@ -112,7 +112,7 @@ def load_checkpoint(
         run: What identifies the run that is to go on, as in :func:`save_checkpoint`.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        OSError: The file is not there, or cannot be opened.
         ValueError: It is no checkpoint of this library, or damaged, or of another run or model; the error names the
             path and what is wrong.
     """
@@ -158,6 +158,7 @@ def load_checkpoint(
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
+    path.open("rb").close()  # whose errors name the path
     with _naming(path, "cannot be read", SafetensorError), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         known = metadata.get("format") == _FORMAT

@@ -1,6 +1,6 @@
 import pytest
 
-from hesitant.evaluation.plain_text import isolated, one_line, without_direction, without_overrides
+from hesitant.evaluation.plain_text import isolated, one_line, without_controls, without_overrides
 
 HEBREW = "\u05d0\u05d1\u05d2"
 OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067"
@@ -9,17 +9,14 @@ OTHERS = "\u061c\u200e\u200f\u2068\u2069"
 
 @pytest.mark.parametrize("text", ["", "SNGP", "a method & <its> name", "cost $5", "Größe", "深い", HEBREW, "é"])
 def test_names_without_controls_stay_as_they_are(text):
-    assert without_direction(text) == without_overrides(text) == one_line(text) == text
+    assert without_controls(text) == without_overrides(text) == one_line(text) == text
     assert isolated(text) == (f"\u2068{text}\u2069" if text == HEBREW else text)
 
 
 @pytest.mark.parametrize("control", OVERRIDES + OTHERS)
 def test_no_control_of_the_direction_is_left_in_a_name(control):
     assert (
-        one_line(f"abc{control}def")
-        == without_direction(f"abc{control}def")
-        == isolated(f"abc{control}def")
-        == "abcdef"
+        one_line(f"abc{control}def") == without_controls(f"abc{control}def") == isolated(f"abc{control}def") == "abcdef"
     )
     assert isolated(f"{control}{HEBREW}{control}") == f"\u2068{HEBREW}\u2069"
     assert (control in without_overrides(f"abc{control}def")) == (control in OTHERS)

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from typing import Final
 
-__all__ = ["isolated", "one_line", "without_direction", "without_overrides"]
+__all__ = ["isolated", "one_line", "without_controls", "without_overrides"]
 
 # What turns the direction of the text behind it: embeddings, overrides, isolates and marks (Unicode UAX 9).
 _DIRECTION: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -14,9 +14,9 @@ _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 _FIRST_STRONG_ISOLATE, _POP_ISOLATE = "\u2068", "\u2069"
 
 
-def without_direction(text: str) -> str:
-    """The text without the controls of its direction; letters that run from right to left keep their own."""
-    return _DIRECTION.sub("", text)
+def without_controls(text: str) -> str:
+    """The text without controls of its direction, and with a sign in place of those of a terminal."""
+    return _CONTROL.sub("\ufffd", _DIRECTION.sub("", text).replace("\t", " "))
 
 
 def without_overrides(text: str) -> str:
@@ -25,8 +25,8 @@ def without_overrides(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text in one line, without controls of a terminal or of the direction: what is said of it stands behind it."""
-    return _CONTROL.sub("\ufffd", " ".join(without_direction(text).split()))
+    """The text in one line, without controls: what is said of it stands behind it."""
+    return without_controls(" ".join(text.split()))
 
 
 def isolated(text: str) -> str:

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from hesitant.evaluation.decimals import decimals
-from hesitant.evaluation.plain_text import one_line
+from hesitant.evaluation.plain_text import without_controls
 
 # The palette of Okabe and Ito, which colour-blind readers tell apart; each colour goes with a shape of its own.
 CLASS_COLORS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#222222")
@@ -33,7 +33,7 @@ def as_label(text: str) -> str:
 
     Controls of the direction are left out, for pictures have none; lines stay apart.
     """
-    lines = [one_line(line) for line in text.split("\n")]
+    lines = [without_controls(line) for line in text.split("\n")]
     shown = "\n".join(lines).replace("$", r"\$")
     return f"{_NOTHING}{shown}" if shown.startswith("_") else shown
 
