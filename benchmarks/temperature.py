@@ -44,7 +44,8 @@ from hesitant.demos.result import uncertainty
 from hesitant.demos.two_moons import two_moons_task
 from hesitant.evaluation import accuracy, auroc, ece, nll
 from hesitant.evaluation.temperature import MEAN_FIELD_FACTORS, CalibrationWarning, calibrate
-from hesitant.evaluation.temperature_fit import BOUNDS, Held, likelihood
+from hesitant.evaluation.temperature_fit import BOUNDS, likelihood
+from hesitant.evaluation.temperature_sample import Held
 from hesitant.methods.batches import as_batch
 from hesitant.methods.leaves import leaves
 from hesitant.nn.models import DeepResNet

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hesitant import SNGP, DeepEnsemble, Deterministic, MCDropout
+from hesitant.evaluation import temperature_sample
 from hesitant.evaluation.temperature import Calibration, CalibrationWarning, calibrate
 from hesitant.evaluation.temperature_fit import BOUNDS, fitted, likelihood
 from hesitant.evaluation.temperature_sample import Held
@@ -195,15 +196,79 @@ def test_the_search_finds_the_lower_of_two_minima() -> None:
     assert fit.likelihood.temperature == pytest.approx(best, rel=0.03)
 
 
-def test_the_slope_is_the_derivative() -> None:
+def passes(size: int, samples: int = 3, classes: int = 4, seed: int = 0) -> Leaves:
+    """Leaves of several distributions that disagree, with a variance, a factor and a weight of each."""
+    logits = 3 * torch.randn(samples, size, classes, generator=generator(seed))
+    variance = torch.randn(samples, size, classes, generator=generator(seed + 1)).square()
+    factors = torch.arange(samples, dtype=torch.float64)
+    weights = torch.arange(1.0, samples + 1).double()
+    known = logits.softmax(-1).mean(0).argmax(1)
+    targets = torch.where(torch.rand(size, generator=generator(seed + 2)) < 0.7, known, torch.arange(size) % classes)
+    return Leaves(logits, variance, factors, weights / weights.sum(), targets)
+
+
+def plain_losses(leaves: Leaves, temperature: float, factor: float | None) -> Tensor:
+    """The plain formula, in float64 and without a thought for rounding."""
+    assert leaves.variance is not None
+    assert leaves.targets is not None
+    factors = leaves.factors if factor is None else torch.full_like(leaves.factors, factor)
+    logits = leaves.logits.double() / torch.sqrt(1 + factors.view(-1, 1, 1) * leaves.variance.double())
+    probs = (leaves.weights.view(-1, 1, 1) * torch.softmax(logits / temperature, -1)).sum(0)
+    return -probs.gather(1, leaves.targets.unsqueeze(1)).squeeze(1).log()
+
+
+@pytest.mark.parametrize("factor", [None, 0.0, 5.0])
+@pytest.mark.parametrize("temperature", [0.1, 0.7, 30.0])
+def test_the_likelihood_and_its_derivatives_are_those_of_the_plain_formula(
+    factor: float | None, temperature: float
+) -> None:
+    leaves = passes(50)
     held = Held()
-    one = torch.ones(3, dtype=torch.float64)
-    logits, variance = torch.randn(2, 3, 50, 4, generator=generator())
-    held.append(Leaves(logits, variance.square(), one, one / 3, torch.arange(50) % 4))
-    for factor in (None, 0.0, 5.0):
-        low, high = (likelihood(held, math.exp(0.7 + shift), factor) for shift in (-1e-5, 1e-5))
-        slope = float(high.losses.mean() - low.losses.mean()) / 2e-5
-        assert likelihood(held, math.exp(0.7), factor).slope == pytest.approx(slope, rel=1e-6)
+    held.append(leaves)
+    losses = plain_losses(leaves, temperature, factor)
+    here = likelihood(held, temperature, factor)
+    torch.testing.assert_close(here.losses, losses, rtol=1e-12, atol=1e-12)
+    low, high = (likelihood(held, temperature * math.exp(shift), factor) for shift in (-1e-5, 1e-5))
+    assert here.slope == pytest.approx((high.mean - low.mean) / 2e-5, rel=1e-6, abs=1e-9)
+    assert here.curvature == pytest.approx((high.slope - low.slope) / 2e-5, rel=1e-6, abs=1e-9)
+
+
+def test_a_likelihood_is_the_same_however_the_inputs_are_parted(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaves, found = passes(500), []
+    for numbers in (1, 12 * 7, 2**17):
+        monkeypatch.setattr(temperature_sample, "NUMBERS_AT_ONCE", numbers)
+        held = Held()
+        held.append(leaves)
+        found.append(likelihood(held, 0.7, None))
+        assert len(list(held)) == -(-500 // max(1, numbers // 12))
+    for other in found[:-1]:
+        torch.testing.assert_close(other.losses, found[-1].losses, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("size", [40, 3000])  # more than the first look, and fewer
+@pytest.mark.parametrize("start", [0.02, 1.0, 60.0])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_search_finds_the_minimum_to_nine_digits(size: int, start: float, samples: int) -> None:
+    from scipy.optimize import brentq
+
+    leaves = passes(size, samples)
+    held = Held()
+    held.append(leaves)
+    fit = fitted(held, 1.0, start)
+    assert not fit.bounded
+
+    def slope(log_temperature: float) -> float:
+        low, high = (plain_losses(leaves, math.exp(log_temperature + s), 1.0).mean() for s in (-1e-4, 1e-4))
+        return float(high - low)
+
+    around = math.log(fit.likelihood.temperature)
+    assert around == pytest.approx(brentq(slope, around - 0.1, around + 0.1, xtol=1e-12), abs=1e-7)
+    # The differences above are rounded; the derivative of the plain formula is not.
+    log_temperature = torch.tensor(around, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(plain_losses(leaves, log_temperature.exp(), 1.0).mean(), log_temperature)  # type: ignore[arg-type]
+    assert abs(float(gradient)) < 2e-9 * fit.likelihood.curvature
+    grid = [float(plain_losses(leaves, math.exp(step / 10), 1.0).mean()) for step in range(-46, 47)]
+    assert fit.likelihood.mean <= min(grid)
 
 
 # ---------------------------------------------------------------- where there is no optimum
@@ -338,25 +403,6 @@ def test_twice_is_as_once(name: str) -> None:
     assert second.temperature == pytest.approx(first.temperature, rel=1e-6)
     assert second.mean_field_factor == first.mean_field_factor
     assert second.nll_before == pytest.approx(first.nll_after, rel=1e-6)
-
-
-def test_too_much_data_are_thinned_evenly() -> None:
-    logits, targets = labelled(2.0, 100)
-    order = torch.randperm(len(logits), generator=generator())
-    logits, targets = logits[order], targets[order]
-    one = torch.ones(1, dtype=torch.float64)
-    held, whole = Held(limit=2000), Held()
-    for start in range(0, len(logits), 64):
-        rows = slice(start, start + 64)
-        for each in (held, whole):
-            each.append(Leaves(logits[None, rows], None, 0 * one, one, targets[rows]))
-    assert whole.num_inputs == len(logits)
-    kept = torch.cat([part.logits[0] for part in held.parts()])
-    stride = round(len(logits) / held.num_inputs)
-    assert stride == 4
-    assert torch.equal(kept, logits[::stride])
-    assert kept.numel() <= 2000
-    assert fitted(held, None, 1.0)[0] == pytest.approx(fitted(whole, None, 1.0)[0], rel=0.25)
 
 
 # ---------------------------------------------------------------- SNGP
@@ -584,5 +630,6 @@ def test_it_says_what_it_did() -> None:
         "Calibration(temperature 1.834, NLL 0.124 -> 0.098 on 1,000 inputs)"
     )
     assert repr(Calibration(0.2, 20.0, 0.07, 0.001, 5000, 50_000, True)) == (
-        "Calibration(temperature 0.2 (not determined by the data), mean-field factor 20, NLL 0.07 -> 0.001 on 5,000 of 50,000 inputs)"
+        "Calibration(temperature 0.2 (not determined by the data), mean-field factor 20,"
+        " NLL 0.07 -> 0.001 on 5,000 of 50,000 inputs)"
     )

@@ -95,10 +95,10 @@ def calibrate(
     **Memory.** What the model answers is held, 512 MiB of it at most: `S * C` numbers an input, of S passes or members
     over C classes (for an SNGP twice as many). Where that is not enough for all inputs, a uniform random sample without
     replacement is held: of 100 passes over 1,000 classes, 1,342 inputs. All that is said and decided is then of the
-    sample, `num_inputs` and `num_available` say so, and what is not in it is hardly asked of the model: of N inputs
-    about `K (1 + log(N / K))` for a sample of K. Beside that, the model is asked for at most 2**24 numbers at a time,
-    if the inputs of a batch can be parted, and the search takes about 6 MiB, or 24 bytes for each number of one input
-    where that is more.
+    sample, which `num_inputs` and `num_available` tell, and what is not in it is hardly asked of the model: of N inputs
+    about `K (1 + log(N / K))` for a sample of K. Beside that the model is asked for at most 2**24 numbers at a time, or
+    those of one input (a batch whose arguments are not all tensors with an entry an input is asked whole), and the
+    search takes about 6 MiB, or 40 bytes for each number of one input where that is more.
 
     Args:
         model: A trained method; it is changed in place. Its mode, weights, buffers and the global random state are not.

@@ -14,6 +14,7 @@ BYTES_HELD: Final = 2**29
 NUMBERS_ASKED: Final = 2**24  # 64 MiB in float32
 NUMBERS_AT_ONCE: Final = 2**17  # with what is computed of them in float64, they stay in a processor's cache
 
+_BLOCK = 2**24  # numbers; small ones that stay, between large ones that go, would fragment the heap
 _BESIDE = 17  # bytes an input: its target, its key, and whether the target was possible
 _LEAST_LOG = -104.0  # below the logarithm of the least positive float32
 
@@ -90,7 +91,7 @@ class Held:
             keys = self._keys(rows)
             wanted = self._wanted(keys)
             for chosen in wanted.split(self._room.asked if parts else rows):
-                if len(chosen) == 0:
+                if len(chosen) == 0:  # the one part of none
                     continue
                 leaves = ask(_taken(batch, chosen, rows) if parts else batch, asked)
                 self._add(leaves if parts else _of_rows(leaves, chosen), keys[chosen])
@@ -116,8 +117,10 @@ class Held:
         """Gives what is held, a few inputs at a time."""
         left = self._used
         for block in self._blocks:
-            yield block.leaves.rows(slice(0, left))
-            left -= len(block.keys)
+            rows = min(left, self._rows)
+            left -= rows
+            for start in range(0, rows, self._at_once):
+                yield block.leaves.rows(slice(start, min(start + self._at_once, rows)))
 
     def fewer(self, size: int) -> Iterator[Leaves]:
         """Gives a uniform random sample of so many of the inputs held, a few at a time."""
@@ -125,8 +128,9 @@ class Held:
         chosen = torch.zeros(len(keys), dtype=torch.bool)
         chosen[keys.topk(min(size, len(keys)), largest=False).indices] = True
         for block, mask in zip(self._blocks, chosen.split(self._rows), strict=True):
-            if bool(mask.any()):
-                yield _of_rows(block.leaves, mask.nonzero().squeeze(1))
+            for rows in mask.nonzero().squeeze(1).split(self._at_once):
+                if len(rows):
+                    yield block.leaves.rows(rows)
 
     # ---------------------------------------------------------------- inside
 
@@ -134,6 +138,11 @@ class Held:
     def _rows(self) -> int:
         assert self._room is not None
         return self._room.block
+
+    @property
+    def _at_once(self) -> int:
+        assert self._room is not None
+        return self._room.at_once
 
     def _all_keys(self) -> Tensor:
         return torch.cat([torch.empty(0, dtype=torch.float64), *(block.keys for block in self._blocks)])[: self._used]
@@ -153,6 +162,8 @@ class Held:
     def _add(self, leaves: Leaves, keys: Tensor) -> None:
         """Gives each of these inputs a place: a free one, or that of the greatest key."""
         assert self._room is not None
+        if len(keys) == 0:
+            return
         leaves, impossible = _finite(leaves)
         free = min(self._room.inputs - self._used, len(keys))
         places = torch.arange(self._used, self._used + free)
@@ -182,12 +193,14 @@ class _Room(NamedTuple):
         num_classes: C.
         inputs: That can be held.
         block: Of them in one block.
+        at_once: Of them to compute with at once.
         asked: To ask of the model at once.
     """
 
     num_classes: int
     inputs: int
     block: int
+    at_once: int
     asked: int
 
     @classmethod
@@ -196,8 +209,8 @@ class _Room(NamedTuple):
         numbers = max(1, num_samples * num_classes)
         tensors = [leaves.logits] if leaves.variance is None else [leaves.logits, leaves.variance]
         inputs = max(1, limit // (numbers * sum(tensor.element_size() for tensor in tensors) + _BESIDE))
-        block = max(1, min(inputs, NUMBERS_AT_ONCE // numbers))
-        return cls(num_classes, inputs, block, max(1, NUMBERS_ASKED // numbers))
+        block, at_once, asked = (max(1, bound // numbers) for bound in (_BLOCK, NUMBERS_AT_ONCE, NUMBERS_ASKED))
+        return cls(num_classes, inputs, min(inputs, block), at_once, asked)
 
 
 class _Block(NamedTuple):
@@ -262,15 +275,15 @@ def _finite(leaves: Leaves) -> tuple[Leaves, Tensor]:
     """
     logits, targets = leaves.logits, leaves.targets
     assert targets is not None
-    if bool(logits.isnan().any()) or bool((logits == math.inf).any()):
+    least, greatest = (float(bound) for bound in logits.aminmax())  # NaN where a logit is NaN
+    if not greatest < math.inf:
         raise ValueError("the model answered NaN or Inf: look for the input or weight that made it.")
     targets = as_classes(targets, logits.shape[1], logits.shape[-1])
     of_target = logits.gather(-1, targets.view(1, -1, 1).expand(len(logits), -1, 1))
     impossible = (of_target == -math.inf).all(0).squeeze(-1)
     # A probability that rounds to 0 has a logarithm all the same.
-    none = logits == -math.inf
-    if bool(none.any()):
-        logits = logits.masked_fill(none, _LEAST_LOG)
+    if least == -math.inf:
+        logits = logits.masked_fill(logits == -math.inf, _LEAST_LOG)
     if logits.dtype == torch.float64:  # their squares must be finite
         logits = logits.clamp(min=torch.finfo(torch.float32).min)
     return leaves._replace(logits=logits, targets=targets), impossible
@@ -302,7 +315,6 @@ def _divisible(batch: Batch, rows: int) -> bool:
             return all(isinstance(entry, Tensor) and is_divisible(entry) for entry in value)
         return value is None or isinstance(value, (bool, int, float))
 
-    targets = batch.targets
-    return (
-        targets is not None and targets.ndim > 0 and is_divisible(batch.kwargs) and all(map(is_divisible, batch.args))
-    )
+    if batch.targets is None or batch.targets.ndim == 0:
+        return False
+    return is_divisible(batch.kwargs) and all(is_divisible(value) for value in batch.args)
