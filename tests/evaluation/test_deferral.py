@@ -372,11 +372,6 @@ def test_a_file_that_cannot_be_written_leaves_the_policy_that_was_there(tmp_path
 # Predictions of another calibration
 
 
-def calibrated(monkeypatch, digest):
-    """Has all predictions from now on be those of the method with this digest."""
-    monkeypatch.setattr("hesitant.evaluation.deferral.calibration_of", lambda prediction: digest)
-
-
 @pytest.mark.parametrize("options", [{"max_risk": 0.05}, {"budget": 0.2}])
 @pytest.mark.parametrize(
     ("made_with", "asked_with", "message"),
@@ -386,18 +381,15 @@ def calibrated(monkeypatch, digest):
         (None, "0" * 16, r"a method made prediction \(0000000000000000\), .* were made by hand"),
     ],
 )
-def test_a_policy_refuses_predictions_of_another_calibration(
-    options, made_with, asked_with, message, tmp_path, monkeypatch
-):
-    prediction = logits_prediction(2000)
-    calibrated(monkeypatch, made_with)
+def test_a_policy_refuses_predictions_of_another_calibration(options, made_with, asked_with, message, tmp_path):
+    prediction = logits_prediction(2000).with_calibration(made_with)
     policy = DeferralPolicy.calibrate(prediction, **options)
     assert policy.calibration == made_with
     accepted = policy.accept(prediction)
     policy.save(tmp_path / "policy.json")
     loaded = DeferralPolicy.load(tmp_path / "policy.json")
     assert torch.equal(loaded.accept(prediction), accepted)
-    calibrated(monkeypatch, asked_with)
+    prediction = prediction.with_calibration(asked_with)
     for refusing in (policy, loaded):
         with pytest.raises(ValueError, match=rf"{message}.*: predict as for the calibration data, or calibrate"):
             refusing.accept(prediction)

@@ -290,10 +290,8 @@ def test_names_that_a_zip_would_cut_are_refused_and_nothing_is_written(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif("calibration" not in Prediction.__slots__, reason="Prediction has no calibration yet")
 def test_the_digest_of_the_calibration_comes_back(tmp_path):
-    prediction, other = Prediction(PROBS, targets=TARGETS), Prediction(PROBS)
-    object.__setattr__(prediction, "calibration", "00ff" * 4)
+    prediction, other = Prediction(PROBS, targets=TARGETS, calibration="00ff" * 4), Prediction(PROBS)
     file = load_predictions(save_predictions(tmp_path / "a.npz", prediction, ood={"far": other, "near": prediction}))
     assert [p.calibration for p in (file.prediction, file.ood["far"], file.ood["near"])] == [
         "00ff" * 4,

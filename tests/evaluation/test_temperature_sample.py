@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from hesitant.methods.batches import Batch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -14,7 +15,6 @@ from hesitant.evaluation import temperature_sample
 from hesitant.evaluation.temperature import Calibration, CalibrationWarning, calibrate
 from hesitant.evaluation.temperature_fit import fitted
 from hesitant.evaluation.temperature_sample import NUMBERS_ASKED, Held
-from hesitant.methods.batches import Batch
 from hesitant.methods.leaves import Leaves
 
 pytest.importorskip("scipy")

@@ -20,7 +20,7 @@ from hesitant.strict_json import parse_json
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["DeferralPolicy", "calibration_of"]
+__all__ = ["DeferralPolicy"]
 
 _VERSION = 2
 _LARGEST_FILE = 2**16  # bytes: save writes a few hundred
@@ -152,7 +152,7 @@ class DeferralPolicy:
             num_errors=int(errors[accepted]),
             max_risk=max_risk,
             delta=delta,
-            calibration=calibration_of(prediction),
+            calibration=prediction.calibration,
         )
 
     @classmethod
@@ -176,7 +176,7 @@ class DeferralPolicy:
             num_accepted=int(accepted.sum()),
             num_errors=None if targets is None else int((accepted & (prediction.labels != targets).cpu()).sum()),
             budget=budget,
-            calibration=calibration_of(prediction),
+            calibration=prediction.calibration,
         )
 
     @property
@@ -209,7 +209,7 @@ class DeferralPolicy:
             UnavailableError: `prediction` does not have the score of this policy.
             ValueError: it was made by another method, or after another calibration, than the calibration data's.
         """
-        _require_same_calibration(self.calibration, calibration_of(prediction))
+        _require_same_calibration(self.calibration, prediction.calibration)
         return (_scores(prediction, self.score) < self.threshold).to(prediction.probs.device)
 
     def save(self, path: str | Path) -> None:
@@ -274,11 +274,6 @@ class DeferralPolicy:
             promise = f"hands over {self.budget:.4g}"
         seen = "" if self.risk is None else f" with error rate {self.risk:.3g}"
         return f"DeferralPolicy({rule}; {promise}; {self.coverage:.1%} of {self.num_calibration} inputs{seen})"
-
-
-def calibration_of(prediction: Prediction) -> str | None:
-    """The digest of the method that made it, and of how it is calibrated; None if it was made by hand."""
-    return getattr(prediction, "calibration", None)
 
 
 def _require_same_calibration(policy: str | None, prediction: str | None) -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from hesitant.evaluation.comparison_columns import Cost
-from hesitant.evaluation.deferral import calibration_of
 from hesitant.evaluation.plain_npz import read_npz, write_npz
 from hesitant.evaluation.prediction_arrays import COSTS, OOD, PARTS, place_of, require_fitting
 from hesitant.prediction import Prediction, UnavailableError
@@ -135,7 +134,7 @@ def _arrays(prediction: Prediction) -> dict[str, Any]:
         except UnavailableError:
             continue
     arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-    digest = calibration_of(prediction)
+    digest = prediction.calibration
     return arrays if digest is None else {**arrays, "calibration": np.array(int(digest, 16), dtype=np.uint64)}
 
 
@@ -154,7 +153,7 @@ def _prediction(arrays: Mapping[str, Any], of: str = "") -> Prediction:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{OOD}{of}.{error}" if of else str(error)) from error
     if "calibration" in arrays:
-        object.__setattr__(prediction, "calibration", f"{arrays['calibration'].item():016x}")
+        return prediction.with_calibration(f"{arrays['calibration'].item():016x}")
     return prediction
 
 

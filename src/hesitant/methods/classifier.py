@@ -38,7 +38,7 @@ def find_classifier(model: nn.Module, name: str | None = None, example_input: An
         ValueError: The name is no Linear of the model, the classifier cannot be told from the model alone, or an
             adapter is around it.
     """
-    idle = _idle_copies(model)
+    idle = idle_copies(model)
     linears = {
         path: module
         for path, module in model.named_modules()
@@ -172,7 +172,7 @@ def _active_copies(module: nn.Module) -> list[nn.Module]:
     return running
 
 
-def _idle_copies(model: nn.Module) -> set[int]:
+def idle_copies(model: nn.Module) -> set[int]:
     """Answers the ids of the modules that stand in the model and never run, as another copy does."""
     idle: set[int] = set()
     for module in model.modules():

@@ -9,8 +9,8 @@ from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hesitant.methods.outputs import logits_of
 from hesitant.methods.operation_calls import address, tensors_in, written_places
+from hesitant.methods.outputs import logits_of
 from hesitant.methods.replica import replica
 
 _ANOTHER_LAYER = None  # stands for a layer with weights that is no Linear: what went through it is no logit of one

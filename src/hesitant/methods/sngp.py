@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hesitant.eager import run_eagerly
 from hesitant.inputs import Batch, as_class_targets, batches, several_workers, shared_batches
 from hesitant.methods.calibration_digest import calibration_digest
-from hesitant.methods.classifier import find_classifier
+from hesitant.methods.classifier import find_classifier, idle_copies
 from hesitant.methods.continuation import at_positions, continuation, only_call, picked_positions
 from hesitant.methods.fingerprint import fingerprint
 from hesitant.methods.outputs import Outputs, logits_of, require_kind
@@ -38,7 +38,7 @@ _NO_SPLIT = (
 class SNGP(ModelWrapper):
     r"""Takes a classifier over and makes it aware of the distance to its training data.
 
-    The classifier (the model's last Linear) becomes a Gaussian process, :attr:`gp`; the weights of the layers before
+    The classifier (the Linear that makes the logits) becomes a Gaussian process, :attr:`gp`; the weights of the layers before
     it are bounded in spectral norm while training, so that features keep distances. Train it as any model. Then
     :meth:`fit_covariance` makes one exact pass over the training data, after which ``softmax(model(x))`` in eval mode
     fades to the uniform distribution away from that data, and :meth:`predict` answers with everything else.
@@ -112,10 +112,25 @@ class SNGP(ModelWrapper):
 
     @property
     def gp(self) -> RandomFeatureGaussianProcess:
-        """The Gaussian process that stands where the classifier was."""
-        gp = self.model.get_submodule(self.classifier_name)
-        assert isinstance(gp, RandomFeatureGaussianProcess)
-        return gp
+        """The Gaussian process that stands where the classifier was, wherever adapters have put it since."""
+        return self._place[1]
+
+    @property
+    def _place(self) -> tuple[str, RandomFeatureGaussianProcess]:
+        """The path of the Gaussian process within the model, and itself."""
+        try:
+            gp = self.model.get_submodule(self.classifier_name)
+        except AttributeError:
+            gp = self.model
+        if isinstance(gp, RandomFeatureGaussianProcess):
+            return self.classifier_name, gp
+        idle = idle_copies(self.model)
+        for path, module in self.model.named_modules():
+            if isinstance(module, RandomFeatureGaussianProcess) and id(module) not in idle:
+                return path, module
+        raise RuntimeError(
+            f"{type(self.model).__name__} has no Gaussian process any more: something has taken the classifier out."
+        )
 
     @property
     def covariance_state(self) -> CovarianceState:
@@ -371,7 +386,8 @@ class SNGP(ModelWrapper):
         return fingerprint(self.model, without=self._laplace_prefix())
 
     def _laplace_prefix(self, prefix: str = "") -> str:
-        return f"{prefix}{self.classifier_name}.laplace." if self.classifier_name else f"{prefix}laplace."
+        path = self._place[0]
+        return f"{prefix}{path}.laplace." if path else f"{prefix}laplace."
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SNGP":
         # A cast rounds the weights and is no training: what was fitted before it is fitted after it.
