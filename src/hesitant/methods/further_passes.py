@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from hesitant.methods.dropout_draws import Layout, Repeated, draws, is_dropout, is_recurrent, layer_by_layer, takes_repeated
+from hesitant.methods.dropout_draws import (
+    Layout,
+    Repeated,
+    draws,
+    is_dropout,
+    is_recurrent,
+    layer_by_layer,
+    takes_repeated,
+)
 from hesitant.methods.first_pass import DropoutPass, Extent, FirstPass, Step
 from hesitant.methods.masks import Masks
 from hesitant.methods.operation_calls import Place, address, map_call, tensors_in, written_places

@@ -308,7 +308,9 @@ def _calls(trees: Sequence[ast.AST]) -> list[str]:
 
 def _compares_random(body: Sequence[ast.AST]) -> bool:
     """Whether uniform numbers are compared or rounded down, as masks are drawn."""
-    found = [name for tree in body for node in ast.walk(tree) if isinstance(node, ast.Compare) for name in _calls([node])]
+    found = [
+        name for tree in body for node in ast.walk(tree) if isinstance(node, ast.Compare) for name in _calls([node])
+    ]
     calls = _calls(body)
     return any(name in ("rand", "rand_like") for name in found) or (
         any(name in ("rand", "rand_like") for name in calls) and any(name in ("floor", "floor_") for name in calls)
