@@ -207,9 +207,62 @@ class OwnFunction(torch.autograd.Function):
         return gradient, None
 
 
-def by_hand(draw: Callable[[Tensor, float], Tensor]) -> Callable[[float], nn.Module]:
-    """Dropout with a mask that ``draw(x, p)`` answers, in training and at a rate above 0."""
-    return written(lambda p, m, x: x * draw(x, p) / (1 - p) if m.training and p > 0 else x)
+class ByHand(nn.Module):
+    """Dropout as a layer's own code writes it."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.weight = nn.Parameter(torch.zeros(1))
+
+
+class FilledByHand(ByHand):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.empty_like(x).bernoulli_(1 - self.p) / (1 - self.p) if self.training and self.p > 0 else x
+
+
+class DrawnByHand(ByHand):
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        mask = torch.bernoulli(torch.full_like(x, 1 - self.p))
+        return x * mask / (1 - self.p)
+
+
+class ComparedByHand(ByHand):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.p > 0:
+            x = x * (torch.rand_like(x) >= self.p) / (1 - self.p)
+        return x
+
+
+class SameForAllTokens(ByHand):
+    def forward(self, x: Tensor) -> Tensor:
+        training = self.training
+        if training and self.p > 0:
+            x = x * torch.empty(len(x), 1, E).bernoulli_(1 - self.p) / (1 - self.p)
+        return x
+
+
+class FromDistributions(ByHand):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.p > 0:
+            mask = torch.distributions.Bernoulli(1 - self.p).sample(x.shape)
+            x = x * mask / (1 - self.p)
+        return x
+
+
+class StableDropout(nn.Module):
+    """As in DeBERTa: neither weights nor modules within, and a name that says what it does."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.p > 0:
+            return OwnFunction.apply(x, self.p)
+        return x
 
 
 KINDS: dict[str, Callable[[float], nn.Module]] = {
@@ -240,12 +293,12 @@ KINDS: dict[str, Callable[[float], nn.Module]] = {
     "dropout of a weight": written(lambda p, m, x: F.linear(x, F.dropout(m.weight, p, m.training))),
     "dropout of a position": written(lambda p, m, x: x + F.dropout(m.position, p, m.training)),
     "checkpointed": written(lambda p, m, x: checkpoint(lambda h: F.dropout(h, p, m.training), x, use_reentrant=False)),
-    "by hand, bernoulli_": by_hand(lambda x, p: torch.empty_like(x).bernoulli_(1 - p)),
-    "by hand, bernoulli": by_hand(lambda x, p: torch.bernoulli(torch.full_like(x, 1 - p))),
-    "by hand, rand_like": by_hand(lambda x, p: torch.rand_like(x) >= p),
-    "by hand, the same for all tokens": by_hand(lambda x, p: torch.empty(len(x), 1, E).bernoulli_(1 - p)),
-    "by hand, distributions": by_hand(lambda x, p: torch.distributions.Bernoulli(1 - p).sample(x.shape)),
-    "by hand, autograd.Function": written(lambda p, m, x: OwnFunction.apply(x, p) if m.training and p > 0 else x),
+    "by hand, bernoulli_": FilledByHand,
+    "by hand, bernoulli": DrawnByHand,
+    "by hand, rand_like": ComparedByHand,
+    "by hand, the same for all tokens": SameForAllTokens,
+    "by hand, distributions": FromDistributions,
+    "by hand, autograd.Function": StableDropout,
     "vmap": written(
         lambda p, m, x: torch.func.vmap(lambda row: F.dropout(row, p, m.training), randomness="different")(x)
     ),

@@ -121,7 +121,7 @@ class Attends(nn.Module):
             return self.head(self.attention(x, x, x, need_weights=self.p == 0.25)[0].flatten(1))
         qkv = F.linear(x, self.attention.in_proj_weight, self.attention.in_proj_bias)
         q, k, v = qkv.reshape(len(x), 2, 3, 2, 2).permute(2, 0, 3, 1, 4)  # (B, H, T, E / H)
-        mixed = self.mix(q, k, v).transpose(1, 2).reshape(len(x), 2, 4)
+        mixed = self.mix(self, q, k, v).transpose(1, 2).reshape(len(x), 2, 4)
         return self.head(self.attention.out_proj(mixed).flatten(1))
 
 
@@ -132,15 +132,15 @@ def test_attention_dropout_converges_to_the_exact_expectation(form: str) -> None
     model = spread(Attends(None, p))
     kept, weights = all_masks(8, p)
 
-    def exactly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def exactly(module: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return ((q @ k.mT / 2**0.5).softmax(-1) * kept.reshape(-1, 2, 2, 2) / (1 - p)) @ v
 
     model.mix = exactly
     with torch.no_grad():
         outcomes = model(x.expand(256, -1, -1)).softmax(-1)
     model.mix = {
-        "SDPA": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, dropout_p=p if model.training else 0.0),
-        "eager": lambda q, k, v: F.dropout((q @ k.mT / 2**0.5).softmax(-1), p, model.training) @ v,
+        "SDPA": lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, dropout_p=p if m.training else 0.0),
+        "eager": lambda m, q, k, v: F.dropout((q @ k.mT / 2**0.5).softmax(-1), p, m.training) @ v,
     }.get(form)
     # Masks differ from input to input: a hundred times the same input is as good as a hundred passes.
     samples = MCDropout(model, num_samples=PASSES // 100).predict_samples(x.repeat(100, 1, 1), seed=0)

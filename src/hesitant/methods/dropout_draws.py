@@ -185,12 +185,6 @@ def _taking_a_generator(func: OpOverload) -> OpOverload | None:
     return None
 
 
-def dropped(x: Tensor, drop_rate: float, masks: Masks) -> Tensor:
-    """Answers the dropout of a tensor of one pass: what :func:`drop` would, at less cost."""
-    kept, keep_rate = masks.draw(x.shape, drop_rate, x.device)
-    return kept[0].to(x.dtype).mul_(x).mul_(1 / keep_rate)
-
-
 def drop(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], masks: Masks, layout: Layout) -> Tensor:
     """Answers what the operation would, its mask drawn from ``masks``.
 

@@ -92,6 +92,7 @@ class _Flag:
         return use is Use.DROPOUT or (use is Use.LAYERS and self._stochastic_depth)
 
 
+@lru_cache(maxsize=1024)
 def _is_torchs(kind: type) -> bool:
     return all(base is object or base.__module__.startswith("torch.nn.") for base in kind.__mro__)
 

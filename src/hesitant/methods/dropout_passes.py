@@ -1,6 +1,7 @@
 """The passes of one call of Monte Carlo dropout: which of them run together, and which one after the other."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +12,7 @@ from hesitant.methods.dropout_modes import dropout_layers, dropping_replicas
 from hesitant.methods.first_pass import DropoutPass, FirstPass, ModelWrittenError
 from hesitant.methods.further_passes import FurtherPasses, OtherCourseError
 from hesitant.methods.light_pass import LightPass
-from hesitant.methods.masks import Masks
+from hesitant.methods.masks import Masks, MasksAhead
 from hesitant.methods.operation_calls import address
 from hesitant.methods.outputs import Outputs, log_probs_of, logits_of, require_kind, require_rows
 from hesitant.methods.random_state import pass_seeds
@@ -75,6 +76,7 @@ class DropoutPasses:
         self._apart = False  # until passes turn out not to run together
         self._copies_inputs = False  # until the model turns out to write to them
         self._half = False
+        self._last_guarded: tuple[Batch, set[int]] | None = None
         self._shared_shapes: list[tuple[int, ...]] | None = None
 
     def mixture(self, batch: Batch, position: int) -> Mixture:
@@ -136,9 +138,10 @@ class DropoutPasses:
         """Gives the log-probabilities of the passes that are left, each computed whole."""
         for start in range(done, self.num_samples, _PASSES_AT_ONCE):
             outputs, drew = [], False
-            for sample in range(start, min(start + _PASSES_AT_ONCE, self.num_samples)):
-                mode, output = self._run(lambda: self._one_pass(self._masks(sample, 1), self._guarded(batch)), batch)  # noqa: B023
-                if sample == 0:
+            ahead = MasksAhead(self._seeds[start : start + _PASSES_AT_ONCE])
+            for index in range(min(_PASSES_AT_ONCE, self.num_samples - start)):
+                mode, output = self._run(partial(self._alone, ahead, index, batch), batch)
+                if start + index == 0:
                     self.output = output
                     self._look_at(logits_of(output))
                 drew |= mode.drew
@@ -148,6 +151,9 @@ class DropoutPasses:
             if start == 0 and (not drew or bool((log_probs == log_probs[:1]).all())):
                 self._first(batch, rows)  # raises where no dropout can have a part in the answer
             yield log_probs
+
+    def _alone(self, ahead: MasksAhead, index: int, batch: Batch) -> DropoutPass | LightPass:
+        return self._one_pass(ahead.of(index), self._guarded(batch))
 
     def _first(self, batch: Batch, rows: int) -> FirstPass:
         """Runs the first pass, and requires that its dropout has a part in the answer."""
@@ -230,9 +236,12 @@ class DropoutPasses:
             self._replicas.have_their_own(mode.wrote & self._replicas.memory)
 
     def _guarded(self, batch: Batch) -> set[int]:
+        """Answers the addresses of what no pass may write to."""
         if self._copies_inputs:
             return self._replicas.memory
-        return self._replicas.memory | {address(tensor) for tensor in tensors_of(batch)}
+        if self._last_guarded is None or self._last_guarded[0] is not batch:
+            self._last_guarded = batch, self._replicas.memory | {address(tensor) for tensor in tensors_of(batch)}
+        return self._last_guarded[1]
 
     def _masks(self, sample: int, times: int) -> Masks:
         """Answers the masks of some passes; in a second attempt they draw alike."""

@@ -4,7 +4,7 @@ What is looked at are torch's functions, as the code calls them: most are known 
 """
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
 from typing import Any
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hesitant.methods.dropout_draws import can_draw, dropped
+from hesitant.methods.dropout_draws import can_draw
 from hesitant.methods.first_pass import DropoutPass
-from hesitant.methods.masks import Masks
+from hesitant.methods.masks import MasksOfOne
 from hesitant.methods.operation_calls import address
 
 _C_FUNCTIONS = (
@@ -49,7 +49,7 @@ class LightPass(TorchFunctionMode):
         wrote: As of :class:`DropoutPass`.
     """
 
-    def __init__(self, masks: Masks, guarded: set[int]) -> None:
+    def __init__(self, masks: MasksOfOne, guarded: set[int]) -> None:
         super().__init__()
         self.masks, self._guarded = masks, guarded
         self.drew = False
@@ -68,10 +68,10 @@ class LightPass(TorchFunctionMode):
         kwargs = kwargs or {}
         if kind is _Kind.PASSES and "out" not in kwargs:
             return func(*args, **kwargs)
-        if kind is _Kind.MAY_WRITE and not any(value is True for value in (*args, *kwargs.values())):
-            return func(*args, **kwargs)
         if kind is _Kind.DROPS and not _transformed(args):
             return self._drop(*args, **kwargs)
+        if kind is _Kind.MAY_WRITE and not _has_true(args) and not _has_true(kwargs.values()):
+            return func(*args, **kwargs)
         if kind is _Kind.WRITES and not self._is_guarded(args[0]):
             return func(*args, **kwargs)
         return self._watched(func, args, kwargs)
@@ -93,13 +93,20 @@ class LightPass(TorchFunctionMode):
         if inplace and self._is_guarded(x):
             return self._watched(F.dropout, (x, p, training, inplace), {})
         self.drew = True
-        out = dropped(x, float(p), self.masks)
+        out = self.masks.dropped(x, float(p))
         return x.copy_(out) if inplace else out
+
+
+def _has_true(values: Iterable[Any]) -> bool:
+    for value in values:  # noqa: SIM110, at half the cost of any()
+        if value is True:
+            return True
+    return False
 
 
 def _transformed(args: Sequence[Any]) -> bool:
     """Whether a transform of ``torch.func`` is at work, such as vmap: it decides what is drawn for which input."""
-    return any(isinstance(arg, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(arg) for arg in args)
+    return isinstance(args[0], Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(args[0])
 
 
 @lru_cache(maxsize=4096)

@@ -79,6 +79,76 @@ class Masks:
         return Mask(kept, 1 - drop_rate)
 
 
+class MasksAhead:
+    """The masks of passes that run one after the other, drawn for all of them when the first asks.
+
+    Args:
+        seeds: Of each pass.
+    """
+
+    def __init__(self, seeds: "Sequence[tuple[int, ...] | PassSeed]") -> None:
+        self._seeds = seeds
+        self._masks = Masks(seeds)
+        self._asked: list[tuple[tuple[int, ...], float, torch.device]] = []
+        self._kept: list[tuple[Sequence[Tensor], float]] = []
+        self._noise: dict[tuple[int, torch.dtype], Sequence[Tensor]] = {}
+
+    def of(self, index: int) -> "MasksOfOne":
+        """Answers the masks of one of the passes, which draw what they would without the others."""
+        return MasksOfOne(self, index, self._seeds[index])
+
+    def kept(
+        self, draw: int, asked: tuple[tuple[int, ...], float, torch.device]
+    ) -> "tuple[Sequence[Tensor], float] | None":
+        """Answers the masks of all passes for a draw, by its number; None if the first pass asked for others."""
+        if draw == len(self._asked):
+            mask = self._masks.draw(*asked)
+            self._asked.append(asked)
+            self._kept.append((mask.kept.unsqueeze(1).unbind(0), mask.keep_rate))
+        return self._kept[draw] if self._asked[draw] == asked else None
+
+    def noise(self, draw: int, dtype: torch.dtype) -> Sequence[Tensor]:
+        """Answers what the passes' inputs are to be multiplied by: 0, or one over the keep rate."""
+        if (draw, dtype) not in self._noise:
+            rows, keep_rate = self._kept[draw]
+            noise = torch.cat(list(rows)).to(dtype).mul_(1 / keep_rate)
+            self._noise[draw, dtype] = noise.unbind(0)
+        return self._noise[draw, dtype]
+
+
+class MasksOfOne(Masks):
+    """The masks of one pass among others; see :class:`MasksAhead`."""
+
+    def __init__(self, ahead: MasksAhead, index: int, seed: tuple[int, ...] | PassSeed) -> None:
+        self._ahead, self._index = ahead, index
+        self._seeds = [seed]
+        self._others = {}
+        self._asked: list[tuple[tuple[int, ...], float, torch.device]] = []
+        self._alone: Masks | None = None
+
+    def draw(self, shape: Sequence[int], drop_rate: float, device: torch.device) -> Mask:
+        """Answers a mask ``(1, *shape)``."""
+        asked = (tuple(shape), drop_rate, device)
+        if self._alone is None:
+            found = self._ahead.kept(len(self._asked), asked)
+            if found is not None:
+                self._asked.append(asked)
+                return Mask(found[0][self._index].clone(), found[1])
+            self._alone = Masks(self._seeds)  # draws anew what it has drawn, and goes its own way from here
+            for before in self._asked:
+                self._alone.draw(*before)
+        return self._alone.draw(*asked)
+
+    def dropped(self, x: Tensor, drop_rate: float) -> Tensor:
+        """Answers the dropout of a tensor."""
+        asked = (x.shape, drop_rate, x.device)
+        if self._alone is None and self._ahead.kept(len(self._asked), asked) is not None:
+            self._asked.append(asked)
+            return x * self._ahead.noise(len(self._asked) - 1, x.dtype)[self._index]
+        kept, keep_rate = self.draw(*asked)
+        return kept[0].to(x.dtype).mul_(x).mul_(1 / keep_rate)
+
+
 def _device_seed(seed: tuple[int, ...] | PassSeed) -> int:
     return seed.device_seed if isinstance(seed, PassSeed) else derived_seed(*seed)
 

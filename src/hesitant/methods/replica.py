@@ -74,7 +74,7 @@ class Replicas:
                 state = module.__dict__.copy()
                 state["_compiled_call_impl"] = None
                 state["training"] = training(module)
-                held = [n for n, v in state.items() if n not in _OF_EVERY_MODULE and type(v) not in _PLAIN]
+                held = [name for name in state.keys() - _OF_EVERY_MODULE if type(state[name]) not in _PLAIN]
                 self._states.append((double, state, held))
         for module in reversed(compiled):
             doubles[id(module)] = doubles[id(module._modules["_orig_mod"])]
