@@ -238,7 +238,7 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
 def test_another_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     fit(dense(), 1, checkpoint=path)
-    with pytest.raises(ValueError, match=r"checkpoint=.* does not fit this model \(size mismatch"):
+    with pytest.raises(ValueError, match=r"checkpoint=.* is of another run: weights"):
         fit(MLP(4, 3, hidden=(8,), generator=generator()), 2, checkpoint=path)
 
 

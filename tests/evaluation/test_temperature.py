@@ -93,7 +93,7 @@ def test_the_form_of_the_answer_changes_nothing(kind: str) -> None:
         model = nn.Sequential(Logits(), nn.Softmax(-1))
     elif kind == "one logit":
         inputs = logits[:, 1:] - logits[:, :1]
-    method = Deterministic(model)
+    method = Deterministic(model, outputs="probabilities" if kind == "probabilities" else "logits")
     answer = calibrate(method, (inputs, targets))
     expected = calibrate(Deterministic(Logits()), (logits, targets)).temperature
     assert answer.temperature == pytest.approx(expected, rel=1e-4)
@@ -350,7 +350,7 @@ def test_answers_that_are_all_the_same_leave_it_at_1() -> None:
 def test_a_target_of_probability_0_is_fitted_as_the_least_that_is_held_and_said() -> None:
     probs = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.25, 0.75]])
     with pytest.warns(CalibrationWarning, match="the probability 0 to 1 of the targets"):
-        answer = calibrate(Deterministic(nn.Identity()), (probs, torch.tensor([1, 1, 0, 1])))
+        answer = calibrate(Deterministic(nn.Identity(), outputs="probabilities"), (probs, torch.tensor([1, 1, 0, 1])))
     assert answer.nll_before == answer.nll_after == math.inf
     assert answer.temperature > 10
 
@@ -598,12 +598,11 @@ def test_a_model_that_changes_its_logits_afterwards_has_no_factor_to_fit() -> No
         pytest.param((X, torch.zeros_like(Y)), "one class alone, 0", id="one class"),
         pytest.param((X, Y + 1), r"\[1, 3\]: expected 0 to 2", id="out of range"),
         pytest.param((X, Y - 1), r"\[-1, 1\]: expected 0 to 2", id="negative"),
-        pytest.param((X, Y + 0.5), "one class index", id="fractions"),
-        pytest.param((X, torch.eye(3)[Y]), "one class index", id="one-hot"),
+        pytest.param((X, Y + 0.5), "expected class indices", id="fractions"),
+        pytest.param((X, torch.full((len(X), 3), 1 / 3)), "one class an input", id="soft"),
         pytest.param((X * math.nan, Y), "NaN|finite", id="NaN"),
-        pytest.param((X, Y.tolist()), "data is a tuple of Tensor, list: expected tensors", id="list"),
-        pytest.param((X, Y.numpy()), "data is a tuple of Tensor, ndarray: expected tensors", id="array"),
-        pytest.param((X,), "data is a tuple of Tensor: expected tensors, the targets last", id="no targets"),
+        pytest.param((X,), "data has no targets", id="no targets"),
+        pytest.param((X, X, Y), "a tuple of 3", id="three"),
     ],
 )
 @pytest.mark.parametrize("name", ["Deterministic", "MCDropout"])

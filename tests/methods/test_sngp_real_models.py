@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from hesitant.methods.batches import logits_of
 from tests.methods.small_transformers import GPT, VIT
 from torch import Tensor, nn
 
 from hesitant import SNGP
+from hesitant.methods.outputs import logits_of
 
 CLASSES = 3
 

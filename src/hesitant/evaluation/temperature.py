@@ -10,7 +10,7 @@ from torch import nn
 
 from hesitant.evaluation.temperature_fit import BOUNDS, Fit, Likelihood, fitted, likelihood
 from hesitant.evaluation.temperature_sample import Held
-from hesitant.inputs import Batch, as_class_targets, batches
+from hesitant.inputs import Batch, as_class_targets, batches_in_order
 from hesitant.methods import SNGP, DeepEnsemble
 from hesitant.methods.leaves import Leaves, leaves
 from hesitant.methods.tempering import Tempered
@@ -165,7 +165,9 @@ def _held(model: Tempered, data: Any, batch_size: int | None, seed: int) -> Held
         return leaves(model, batch, seed=seed, position=position)
 
     held = Held(seed)
-    held.gather((replace(batch, targets=as_class_targets(batch.targets)) for batch in batches(data, batch_size)), ask)
+    held.gather(
+        (replace(batch, targets=as_class_targets(batch.targets)) for batch in batches_in_order(data, batch_size)), ask
+    )
     if held.num_inputs == 0:
         raise ValueError("data is empty: expected at least one input.")
     if held.only_class is not None:

@@ -10,7 +10,7 @@ from hesitant.inputs.collate import as_batch
 from hesitant.inputs.data import Rows, batches, understood
 from hesitant.inputs.numbers import as_class_targets, as_targets
 from hesitant.inputs.repeatable import RepeatableData
-from hesitant.inputs.shares import several_workers, shared_batches
+from hesitant.inputs.shares import batches_in_order, several_workers, shared_batches
 from hesitant.inputs.training_order import Order, member_loader, rows_of, training_loader
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "as_class_targets",
     "as_targets",
     "batches",
+    "batches_in_order",
     "map_tensors",
     "member_loader",
     "num_inputs",

@@ -17,7 +17,7 @@ from torch.utils.data import (
 
 from hesitant.inputs.batch import Batch
 from hesitant.inputs.batch_size import require_batch_size
-from hesitant.inputs.data import Examples, Loader, Rows, understood
+from hesitant.inputs.data import Examples, Loader, Rows, batches, understood
 
 
 def several_workers() -> bool:
@@ -59,6 +59,18 @@ def shared_batches(data: Any, batch_size: int | None = None) -> Iterator[Batch]:
             yield from Rows(whole, len(range(rank, kind.length, workers))).batches(batch_size)
         return
     yield from kind.batches(batch_size)
+
+
+def batches_in_order(data: Any, batch_size: int | None = None) -> Iterator[Batch]:
+    """Gives data in batches, a shuffled DataLoader in the order of its Dataset: nothing is drawn for it.
+
+    Raises:
+        TypeError: As :func:`batches`.
+        ValueError: As :func:`batches`.
+    """
+    kind = understood(data)
+    ordered = in_order(kind.loader) if isinstance(kind, Loader) else None
+    yield from batches(kind if ordered is None else Loader(ordered), batch_size)
 
 
 def in_order(loader: "DataLoader[Any]") -> "DataLoader[Any] | None":

@@ -14,6 +14,7 @@ from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.outputs import (
+    Ending,
     Outputs,
     log_probs_of,
     logits_of,
@@ -68,8 +69,6 @@ class DeepEnsemble(Tempered):
 
     members: nn.ModuleList
 
-    _outputs_seen: bool = False  # whether the code of the plain members has been seen to end as ``outputs`` says
-
     def __init__(
         self,
         members: Iterable[nn.Module],
@@ -99,6 +98,7 @@ class DeepEnsemble(Tempered):
         self.vectorize = vectorize
         self.temperature = temperature
         self.outputs: Outputs = outputs
+        self.ending = Ending()  # of the plain members
         bind_forward(self, members[0])
 
     @classmethod
@@ -274,7 +274,7 @@ class DeepEnsemble(Tempered):
         # Those who share masks must see all inputs in one call: they check that the masks fit each batch.
         shared = any(isinstance(module, MCDropout) and module.masks == "shared" for module in self.modules())
         for position, group in enumerate(_grouped(given, together=shared)):
-            if position == 0 and not self._outputs_seen:
+            if position == 0 and not self.ending.seen:
                 self._require_outputs(group[0])
             yield group, derived_seed(int(seed), position)
 
@@ -285,7 +285,7 @@ class DeepEnsemble(Tempered):
                 own = map_tensors(batch.to(device_of(member)), Tensor.clone)
                 with torch.no_grad():
                     probed_logits(in_eval_mode(member), own, self.outputs)
-        self._outputs_seen = True
+        self.ending.seen = True
 
     def _plain_members(self) -> PlainMembers | None:
         """Answers the members, if all of them are plain models."""
@@ -315,7 +315,7 @@ class DeepEnsemble(Tempered):
         if isinstance(member, (ModelWrapper, DeepEnsemble)):
             return member
         plain = Deterministic(member, outputs=self.outputs)
-        plain._outputs_seen = True  # by _require_outputs
+        plain.ending = self.ending
         return plain
 
     def _mixed(self, predictions: list[Prediction]) -> Prediction:

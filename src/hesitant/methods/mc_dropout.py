@@ -192,5 +192,5 @@ class MCDropout(ModelWrapper):
 
     def _look_at_its_end(self, batch: Batch) -> None:
         """Looks once at how the model's code ends, by a forward pass without dropout."""
-        if not self._outputs_seen:
+        if not self.ending.seen:
             self.output_of(in_eval_mode(self.model), batch)

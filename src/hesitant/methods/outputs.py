@@ -151,6 +151,13 @@ def require_kind(output: Tensor, outputs: Outputs, model: Any) -> None:
         )
 
 
+class Ending:
+    """What is known of how a model's code ends, once it has been looked at: the same whoever looks, and how often."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+
 class OutputProbe(TorchDispatchMode):
     """Sees by which operation a model ends, while it runs: a softmax or a sigmoid makes probabilities.
 

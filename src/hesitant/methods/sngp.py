@@ -38,8 +38,8 @@ _NO_SPLIT = (
 class SNGP(ModelWrapper):
     r"""Takes a classifier over and makes it aware of the distance to its training data.
 
-    The classifier (the Linear that makes the logits) becomes a Gaussian process, :attr:`gp`; the weights of the layers before
-    it are bounded in spectral norm while training, so that features keep distances. Train it as any model. Then
+    The classifier (the Linear that makes the logits) becomes a Gaussian process, :attr:`gp`; the weights of the layers
+    before it are bounded in spectral norm while training, so that features keep distances. Train it as any model. Then
     :meth:`fit_covariance` makes one exact pass over the training data, after which ``softmax(model(x))`` in eval mode
     fades to the uniform distribution away from that data, and :meth:`predict` answers with everything else.
 
@@ -143,7 +143,7 @@ class SNGP(ModelWrapper):
         if not self.training:
             if self._watch.raised or not torch.compiler.is_compiling():
                 self._verify()
-            return self.tempered_output(self.model(*args, **kwargs), kwargs, temperature)
+            return self.tempered_output(self._apart(args, kwargs), kwargs, temperature)
         if self.spectral_normalizer is not None and torch.is_grad_enabled():
             self.spectral_normalizer.project()
         gp = self.gp
@@ -157,6 +157,13 @@ class SNGP(ModelWrapper):
             for call in calls:
                 gp.update(self._counted(call, output, args, kwargs))
         return output
+
+    def _apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answers what the model answers; who records the calls of another model, around this one, is given none."""
+        if torch.compiler.is_compiling():
+            return self.model(*args, **kwargs)
+        with recorded():
+            return self.model(*args, **kwargs)
 
     def calibration_state(self) -> tuple[Any, ...]:
         """Answers what tells this method's scores from those of another."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hesitant.checks import as_floating
 from hesitant.inputs import Batch
 from hesitant.methods.outputs import (
+    Ending,
     OutputProbe,
     Outputs,
     log_probs_of,
@@ -32,7 +33,6 @@ class ModelWrapper(Tempered):
     """
 
     model: nn.Module
-    _outputs_seen: bool = False  # whether the code has been seen to end as ``outputs`` says
 
     def __init__(self, model: nn.Module, *, temperature: float = 1.0, outputs: Outputs = "logits") -> None:
         super().__init__()
@@ -42,6 +42,7 @@ class ModelWrapper(Tempered):
         self.model = model
         self.temperature = temperature
         self.outputs: Outputs = outputs
+        self.ending = Ending()
         bind_forward(self, model)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -87,10 +88,10 @@ class ModelWrapper(Tempered):
         """
         rows = batch.num_inputs
         with torch.no_grad():
-            if self._outputs_seen:
+            if self.ending.seen:
                 return require_rows(logits_of(model(*batch.args, **batch.kwargs)), rows, self.model)
             logits = probed_logits(model, batch, self.outputs)
-        self._outputs_seen = True
+        self.ending.seen = True
         return require_rows(logits, rows, self.model)
 
     def __getattr__(self, name: str) -> Any:
