@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,8 @@ class Masks:
     def __init__(self, seeds: "Sequence[tuple[int, ...] | PassSeed]") -> None:
         self._seeds = list(seeds)
         sequences = (seed if isinstance(seed, PassSeed) else seed_sequence(*seed) for seed in seeds)
-        self._streams = [np.random.Generator(np.random.SFC64(sequence)) for sequence in sequences]
+        made: Any = np.random.SFC64  # whose annotation forgets that other sequences do too
+        self._streams = [np.random.Generator(made(sequence)) for sequence in sequences]
         self.shapes: list[tuple[int, ...]] = []
         self._generators: list[torch.Generator] = []
         self._others: dict[torch.device, torch.Generator] = {}

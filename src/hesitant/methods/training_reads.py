@@ -177,19 +177,20 @@ def _node_at(code: CodeType, offset: int, reads: "_Source | None") -> "tuple[ast
             if (node.end_lineno, node.end_col_offset) == (place[1], place[3]):
                 return node, reads
         return None
-    loads = [i for i in dis.get_instructions(code) if i.argval == "training"]
-    line, loads_of = None, {}
-    for instruction in dis.get_instructions(code):
-        line = instruction.starts_line or line
-        if instruction in loads:
-            loads_of.setdefault(line, []).append(instruction.offset)
-    for line, offsets in loads_of.items():
-        on_line = [node for node in reads.nodes if node.lineno == line]
-        if offset in offsets and len(on_line) == len(offsets):
-            return on_line[offsets.index(offset)], reads
-        if offset in offsets and len({reads.use(node) for node in on_line}) == 1:
-            return on_line[0], reads
-    return None
+    else:
+        loads = [i for i in dis.get_instructions(code) if i.argval == "training"]
+        line, loads_of = None, {}
+        for instruction in dis.get_instructions(code):
+            line = instruction.starts_line or line
+            if instruction in loads:
+                loads_of.setdefault(line, []).append(instruction.offset)
+        for line, offsets in loads_of.items():
+            on_line = [node for node in reads.nodes if node.lineno == line]
+            if offset in offsets and len(on_line) == len(offsets):
+                return on_line[offsets.index(offset)], reads
+            if offset in offsets and len({reads.use(node) for node in on_line}) == 1:
+                return on_line[0], reads
+        return None
 
 
 class _Source:
@@ -213,8 +214,8 @@ class _Source:
                 if node.attr == "training" and isinstance(node.ctx, ast.Load):
                     self.nodes.append(node)
             elif isinstance(node, ast.Call) and _name(node.func) == "getattr" and len(node.args) > 1:
-                if isinstance(node.args[1], ast.Constant) and node.args[1].value == "training":
-                    self.nodes.append(node)
+                asked = node.args[1]
+                self.nodes += [node] if isinstance(asked, ast.Constant) and asked.value == "training" else []
         self.nodes.sort(key=lambda node: (node.lineno, node.col_offset))
 
     def class_around(self, node: ast.AST) -> str | None:
