@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 from _measuring import machine, peak, save
-from hesitant.methods.batches import Batch
 from torch import Tensor
 
 from hesitant.evaluation.temperature_fit import fitted, likelihood
 from hesitant.evaluation.temperature_sample import BYTES_HELD, NUMBERS_ASKED, Held
+from hesitant.inputs import Batch
 from hesitant.methods.leaves import Leaves
 
 RESULTS = Path(__file__).parent / "results" / "calibrate_cost.json"

@@ -32,7 +32,6 @@ from typing import Any
 
 import torch
 from _measuring import machine
-from hesitant.methods.batches import as_batch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 from two_moons import train_tutorial_sngp
@@ -47,6 +46,7 @@ from hesitant.evaluation import accuracy, auroc, ece, nll
 from hesitant.evaluation.temperature import MEAN_FIELD_FACTORS, CalibrationWarning, calibrate
 from hesitant.evaluation.temperature_fit import BOUNDS, likelihood
 from hesitant.evaluation.temperature_sample import Held
+from hesitant.inputs import as_batch
 from hesitant.methods.leaves import leaves
 from hesitant.nn.models import DeepResNet
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from hesitant.methods.batches import Batch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -15,6 +14,7 @@ from hesitant.evaluation import temperature_sample
 from hesitant.evaluation.temperature import Calibration, CalibrationWarning, calibrate
 from hesitant.evaluation.temperature_fit import fitted
 from hesitant.evaluation.temperature_sample import NUMBERS_ASKED, Held
+from hesitant.inputs import Batch
 from hesitant.methods.leaves import Leaves
 
 pytest.importorskip("scipy")
