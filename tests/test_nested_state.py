@@ -51,7 +51,9 @@ def test_numbers_of_numpy_come_back_as_those_of_python():
     assert_same(returned([np.float32(0.5), np.int64(3), np.bool_(True)]), [0.5, 3, True])
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", 1j, lambda: 0, torch.float32], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, b"bytes", 1j, lambda: 0, torch.float32], ids=lambda value: type(value).__name__
+)
 def test_what_needs_pickle_is_refused_with_its_place(value):
     with pytest.raises(TypeError, match=r"state\.groups\.1 is a \w+, expected"):
         to_json({"groups": [0, value]}, "state", {})

@@ -1,5 +1,6 @@
 """SNGP: a distance-aware classifier from a single model and a single forward pass."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -29,10 +30,18 @@ from hesitant.simplex import two_class_logits
 
 _FACTOR_KEY = "mean_field_factor"
 _SAMPLES_AT_ONCE = 2**22  # numbers, 16 MiB in float32
+_FROZEN = (
+    "the output weights of the Gaussian process, gp.beta, are frozen: they stay as they were drawn at random. Set"
+    " model.gp.beta.requires_grad = True; with PEFT, name the classifier among its modules_to_save."
+)
 _NO_SPLIT = (
     "the mean-field approximation answers with one distribution, which cannot be split: predict with"
     ' posterior="monte_carlo".'
 )
+
+
+class FrozenHeadWarning(UserWarning):
+    """The output weights of an SNGP do not train: they stay as they were drawn at random."""
 
 
 class SNGP(ModelWrapper):
@@ -52,7 +61,7 @@ class SNGP(ModelWrapper):
     Args:
         model: Any classifier whose logits come from a Linear. It is changed in place.
         classifier: Name of that Linear, where :func:`find_classifier` cannot tell.
-        example_input: What the model is called with, to find the last Linear by running it.
+        example_input: What the model is called with, to find the Linear that makes the logits by running it.
         norm_bound: Bound on the norm of each layer before the classifier; None bounds nothing. The default, 6, is that
             of the published image models and leaves pretrained weights nearly as they are; residual blocks trained from
             scratch want 0.95 or less, as in the paper.
@@ -148,6 +157,8 @@ class SNGP(ModelWrapper):
             self.spectral_normalizer.project()
         gp = self.gp
         running = gp.laplace.momentum is not None
+        if not gp.beta.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            warnings.warn(_FROZEN, FrozenHeadWarning, stacklevel=4)
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not (running or gp.scale.is_open):
             return self.model(*args, **kwargs)
         # Plain, for the layer alone would count padding too.
