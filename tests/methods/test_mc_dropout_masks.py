@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.methods.mc_dropout_kinds import KINDS, X, inputs_of, model_of
+from tests.methods.mc_dropout_kinds import KINDS, inputs_of, model_of
 from tests.methods.mc_dropout_oracle import (
     Reveals,
     all_masks,

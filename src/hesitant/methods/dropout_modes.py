@@ -7,7 +7,6 @@ auxiliary outputs. So each place that reads the flag has its own answer, by what
 
 import re
 import sys
-from collections.abc import Callable
 from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any
@@ -20,8 +19,15 @@ from hesitant.methods.training_reads import Use, read_at, use_in
 from hesitant.methods.wrapper import ModelWrapper
 from hesitant.nn import RandomFeatureGaussianProcess
 
-_ASKED = (nn.MultiheadAttention, nn.RNNBase, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder)
-_ASKED += (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+_ASKED: tuple[type[nn.Module], ...] = (
+    nn.MultiheadAttention,
+    nn.RNNBase,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
 
 
 def dropping_replicas(model: nn.Module, *, stochastic_depth: bool) -> Replicas:
@@ -38,7 +44,7 @@ def dropping_replicas(model: nn.Module, *, stochastic_depth: bool) -> Replicas:
     flag = _Flag(stochastic_depth)
 
     def kind(module: nn.Module) -> type[nn.Module]:
-        own = type(module)
+        own: Any = type(module)
         if isinstance(module, (ModelWrapper, RandomFeatureGaussianProcess)):
             return own
         return _asking(own) if isinstance(module, _ASKED) or not _is_torchs(own) else own
@@ -108,7 +114,7 @@ def _set_mode(module: nn.Module, mode: bool) -> None:
 
 
 @lru_cache(maxsize=256)
-def _asking(kind: type[nn.Module]) -> type[nn.Module]:
+def _asking(kind: Any) -> Any:
     """Answers a class like this one whose ``training`` depends on who reads it, or itself where there can be none.
 
     What was compiled is as it was written.

@@ -30,7 +30,7 @@ _ROUNDING = {False: 2e-3, True: 5e-2}  # of probabilities, in half precision or 
 _FEW_PASSES = 16
 _FEW_NUMBERS = 2**17
 
-Mode = TypeVar("Mode", DropoutPass, LightPass, FirstPass, FurtherPasses)
+Mode = TypeVar("Mode", bound=DropoutPass | LightPass)
 
 
 class DropoutPasses:

@@ -68,5 +68,5 @@ class PassSeed(ISeedSequence):
 
 def pass_seeds(num_passes: int, *numbers: int) -> list[PassSeed]:
     """Answers the seeds of passes, which follow from numbers that are not negative; the first do not depend on S."""
-    words = seed_sequence(*numbers).generate_state(4 * num_passes, np.uint64)
+    words: Any = seed_sequence(*numbers).generate_state(4 * num_passes, np.uint64)
     return [PassSeed(row) for row in words.reshape(num_passes, 4)]
