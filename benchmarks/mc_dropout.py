@@ -13,6 +13,8 @@ grid        The SNGP tutorial's network, 10 passes over its grid of 10,000 point
 mnist       784-500-250-10 with dropout .2 before each layer, the input too, 100 passes over 10,000 images.
 bert        A BERT of 4 layers of 256, dropout .1 in every layer and in its attention, 32 texts of 64 tokens, 10 passes.
 memory      What the mnist part adds to the peak memory, in MiB, in a process of its own.
+tiny        Nets that are over before anything can be saved, 1 and 128 inputs, 10 and 100 passes: a 2-128-2, one that
+            drops its weights, one that looks at its numbers. The loop puts the whole of the second into training mode.
 masks       Nanoseconds a number: torch's dropout, and our masks of 8, 16 and 32 bits a number.
 """
 
@@ -110,6 +112,51 @@ def bert(device: torch.device) -> dict[str, Any]:
     return compare(BertForSequenceClassification(config), tokens, 10, device, rounds=7, whole=True)
 
 
+class DropConnect(nn.Module):
+    """Drops weights, by hand."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.first, self.second, self.p = nn.Linear(2, 128), nn.Linear(128, 2), p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Answers logits."""
+        weight = self.second.weight
+        if self.training:
+            weight = weight * torch.bernoulli(torch.full_like(weight, 1 - self.p)) / (1 - self.p)
+        return nn.functional.linear(torch.relu(self.first(x)), weight, self.second.bias)
+
+
+class LooksAtNumbers(nn.Module):
+    """Goes one way or another by what dropout left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.second = nn.Linear(2, 128), nn.Dropout(0.5), nn.Linear(128, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Answers logits."""
+        hidden = self.drop(torch.relu(self.first(x)))
+        return self.second(hidden.tanh() if hidden.sum() > 30 * len(x) else hidden)
+
+
+def tiny(device: torch.device) -> dict[str, Any]:
+    """Small nets."""
+    nets: dict[str, nn.Module] = {
+        "2-128-2": nn.Sequential(nn.Linear(2, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 2)),
+        "dropped weights": DropConnect(),
+        "looks at numbers": LooksAtNumbers(),
+    }
+    return {
+        f"{name}, {rows} rows, {passes} passes": compare(
+            net, torch.randn(rows, 2), passes, device, rounds=15, whole=isinstance(net, DropConnect)
+        )
+        for name, net in nets.items()
+        for rows in (1, 128)
+        for passes in (10, 100)
+    }
+
+
 def memory() -> float:
     """What the mnist part adds to the peak."""
     command = [sys.executable, __file__, "--peak"]
@@ -137,7 +184,7 @@ def masks() -> dict[str, float]:
 
 def main() -> None:
     """Measures what the command line asks for."""
-    timed = {"classifier": classifier, "grid": grid, "mnist": mnist, "bert": bert}
+    timed = {"classifier": classifier, "grid": grid, "mnist": mnist, "bert": bert, "tiny": tiny}
     others: dict[str, Callable[[], Any]] = {"memory": memory, "masks": masks}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=[*timed, *others], default=[*timed, *others])

@@ -19,7 +19,7 @@ from hesitant.methods.training_reads import Use, read_at, use_in
 from hesitant.methods.wrapper import ModelWrapper
 from hesitant.nn import RandomFeatureGaussianProcess
 
-_ASKED = (
+_ASKED: tuple[type[nn.Module], ...] = (
     nn.MultiheadAttention,
     nn.RNNBase,
     nn.Transformer,

@@ -31,6 +31,7 @@ class _Kind(Enum):
     PASSES = "neither draws nor writes"
     WRITES = "writes to its first argument, or draws into it"
     MAY_WRITE = "does not draw, and writes where it is told so by a True"
+    DRAWS = "draws for its first argument, from a generator that it can be given"
     DROPS = "is F.dropout"
     WATCHED = "may do anything"
 
@@ -72,6 +73,9 @@ class LightPass(TorchFunctionMode):
             return self._drop(*args, **kwargs)
         if kind is _Kind.MAY_WRITE and not _has_true(args) and not _has_true(kwargs.values()):
             return func(*args, **kwargs)
+        if kind is _Kind.DRAWS and not self._is_guarded(args[0]) and kwargs.get("generator") is None:
+            self.drew = True
+            return func(*args, **{**kwargs, "generator": self.masks.generator(args[0].device)})
         if kind is _Kind.WRITES and not self._is_guarded(args[0]):
             return func(*args, **kwargs)
         return self._watched(func, args, kwargs)
@@ -120,6 +124,8 @@ def _kind(func: Any) -> _Kind:
         if name.startswith("__") and name.endswith("__"):
             in_place = name == "__setitem__" or (name.startswith("__i") and name not in ("__int__", "__index__"))
             return _Kind.WATCHED if name in ("__set__", "__delete__", "__call__") else _in_place(in_place)
+        if name in ("bernoulli", "bernoulli_", "uniform_", "normal_"):
+            return _Kind.DRAWS
         packet = getattr(torch.ops.aten, name, None)
         if packet is None or _may_draw(packet) or name.endswith(("batch_norm", "instance_norm")):
             return _Kind.WATCHED

@@ -1,7 +1,7 @@
 """Draws dropout masks at a tenth of the cost of Bernoulli draws, where the keep rate that they realise is known."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,6 +13,9 @@ from hesitant.methods.random_state import PassSeed, derived_seed, seed_sequence
 
 _FEW_WORDS = 512  # of which a generator gives few faster raw
 _EXACT_ENOUGH = 1e-3  # relative to the rarer of keeping and dropping
+
+
+_Asked = tuple[tuple[int, ...], float, torch.device]  # shape, rate and place of a draw
 
 
 class Mask(NamedTuple):
@@ -37,9 +40,8 @@ class Masks:
 
     def __init__(self, seeds: "Sequence[tuple[int, ...] | PassSeed]") -> None:
         self._seeds = list(seeds)
-        sequences = (seed if isinstance(seed, PassSeed) else seed_sequence(*seed) for seed in seeds)
-        made: Any = np.random.SFC64  # whose annotation forgets that other sequences do too
-        self._streams = [np.random.Generator(made(sequence)) for sequence in sequences]
+        sequences: Iterable[Any] = (s if isinstance(s, PassSeed) else seed_sequence(*s) for s in seeds)
+        self._streams = [np.random.Generator(np.random.SFC64(sequence)) for sequence in sequences]
         self.shapes: list[tuple[int, ...]] = []
         self._generators: list[torch.Generator] = []
         self._others: dict[torch.device, torch.Generator] = {}
@@ -59,16 +61,21 @@ class Masks:
             return Mask(torch.zeros(all_shape, dtype=torch.int8, device=device), 1.0)
         if device.type != "cpu":
             return self._draw_on(device, all_shape, drop_rate)
-        kept = np.empty((len(self._streams), math.prod(shape)), dtype=np.bool_)
         width, threshold = _threshold(drop_rate)
-        for stream, row in zip(self._streams, kept, strict=True):
-            num_words = -(-len(row) * width // 64)
-            if num_words <= _FEW_WORDS:
-                words = stream.bit_generator.random_raw(num_words)
-            else:
+        numbers = math.prod(shape)
+        num_words = -(-numbers * width // 64)
+        if num_words <= _FEW_WORDS:
+            words = np.empty((len(self._streams), num_words), dtype=np.uint64)
+            for stream, row in zip(self._streams, words, strict=True):
+                row[:] = stream.bit_generator.random_raw(num_words)
+            bits = words.view(f"u{width // 8}")[:, :numbers]
+            kept = np.less(bits, bits.dtype.type(threshold))
+        else:
+            kept = np.empty((len(self._streams), numbers), dtype=np.bool_)
+            for stream, row in zip(self._streams, kept, strict=True):
                 words = stream.integers(0, 2**64 - 1, size=num_words, dtype=np.uint64, endpoint=True)
-            bits = words.view(f"u{width // 8}")[: len(row)]
-            np.less(bits, bits.dtype.type(threshold), out=row)  # 8 times as fast as torch compares
+                bits = words.view(f"u{width // 8}")[:numbers]
+                np.less(bits, bits.dtype.type(threshold), out=row)  # 8 times as fast as torch compares
         return Mask(torch.from_numpy(kept.view(np.int8)).view(all_shape), threshold / 2.0**width)
 
     def _draw_on(self, device: torch.device, all_shape: tuple[int, ...], drop_rate: float) -> Mask:
@@ -90,30 +97,26 @@ class MasksAhead:
     def __init__(self, seeds: "Sequence[tuple[int, ...] | PassSeed]") -> None:
         self._seeds = seeds
         self._masks = Masks(seeds)
-        self._asked: list[tuple[tuple[int, ...], float, torch.device]] = []
-        self._kept: list[tuple[Sequence[Tensor], float]] = []
+        self._asked: list[_Asked] = []
+        self._kept: list[Mask] = []
         self._noise: dict[tuple[int, torch.dtype], Sequence[Tensor]] = {}
 
     def of(self, index: int) -> "MasksOfOne":
         """Answers the masks of one of the passes, which draw what they would without the others."""
         return MasksOfOne(self, index, self._seeds[index])
 
-    def kept(
-        self, draw: int, asked: tuple[tuple[int, ...], float, torch.device]
-    ) -> "tuple[Sequence[Tensor], float] | None":
+    def kept(self, draw: int, asked: _Asked) -> Mask | None:
         """Answers the masks of all passes for a draw, by its number; None if the first pass asked for others."""
         if draw == len(self._asked):
-            mask = self._masks.draw(*asked)
+            self._kept.append(self._masks.draw(*asked))
             self._asked.append(asked)
-            self._kept.append((mask.kept.unsqueeze(1).unbind(0), mask.keep_rate))
         return self._kept[draw] if self._asked[draw] == asked else None
 
     def noise(self, draw: int, dtype: torch.dtype) -> Sequence[Tensor]:
         """Answers what the passes' inputs are to be multiplied by: 0, or one over the keep rate."""
         if (draw, dtype) not in self._noise:
-            rows, keep_rate = self._kept[draw]
-            noise = torch.cat(list(rows)).to(dtype).mul_(1 / keep_rate)
-            self._noise[draw, dtype] = noise.unbind(0)
+            kept, keep_rate = self._kept[draw]
+            self._noise[draw, dtype] = kept.to(dtype).mul_(1 / keep_rate).unbind(0)
         return self._noise[draw, dtype]
 
 
@@ -124,7 +127,7 @@ class MasksOfOne(Masks):
         self._ahead, self._index = ahead, index
         self._seeds = [seed]
         self._others = {}
-        self._asked: list[tuple[tuple[int, ...], float, torch.device]] = []
+        self._asked: list[_Asked] = []
         self._alone: Masks | None = None
 
     def draw(self, shape: Sequence[int], drop_rate: float, device: torch.device) -> Mask:
@@ -134,7 +137,7 @@ class MasksOfOne(Masks):
             found = self._ahead.kept(len(self._asked), asked)
             if found is not None:
                 self._asked.append(asked)
-                return Mask(found[0][self._index].clone(), found[1])
+                return Mask(found.kept[self._index : self._index + 1].clone(), found.keep_rate)
             self._alone = Masks(self._seeds)  # draws anew what it has drawn, and goes its own way from here
             for before in self._asked:
                 self._alone.draw(*before)

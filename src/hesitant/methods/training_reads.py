@@ -9,7 +9,6 @@ import dis
 import enum
 import linecache
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from types import CodeType
@@ -20,66 +19,11 @@ _DROPPING = re.compile(r"drop(?!_?(last|na|keys?|columns?))|attention|attn|(^|_)
 _DROPOUT = re.compile(r"dropout|drop_?(block|connect|out)|^drop$|(^|_)drop($|\d)", re.IGNORECASE)
 _OTHER_NOISE = re.compile(r"randn|normal|uniform_|gumbel|noise|mixup|shuffle|perm|exponential", re.IGNORECASE)
 # What a dropout that is written by hand is made of, beside the draw.
-_PLAIN_CALLS = frozenset(
-    [
-        "abs",
-        "bool",
-        "clone",
-        "contiguous",
-        "dim",
-        "div",
-        "div_",
-        "empty",
-        "empty_like",
-        "expand",
-        "expand_as",
-        "eye",
-        "flatten",
-        "float",
-        "floor",
-        "floor_",
-        "full",
-        "full_like",
-        "ge",
-        "gt",
-        "int",
-        "le",
-        "len",
-        "linear",
-        "lt",
-        "max",
-        "mean",
-        "min",
-        "mul",
-        "mul_",
-        "multiply",
-        "new_empty",
-        "new_full",
-        "new_ones",
-        "new_tensor",
-        "new_zeros",
-        "ones",
-        "ones_like",
-        "reshape",
-        "size",
-        "squeeze",
-        "sub",
-        "tensor",
-        "to",
-        "type",
-        "type_as",
-        "unsqueeze",
-        "view",
-        "view_as",
-        "zeros",
-        "zeros_like",
-        "matmul",
-        "isinstance",
-        "is_floating_point",
-        "half",
-        "bfloat16",
-        "double",
-    ]
+_PLAIN_CALL = re.compile(
+    "abs|bool|clone|contiguous|dim|div|div_|empty|empty_like|expand|expand_as|eye|flatten|float|floor|floor_|"
+    "full|full_like|ge|gt|int|le|len|linear|lt|max|mean|min|mul|mul_|multiply|new_empty|new_full|new_ones|"
+    "new_tensor|new_zeros|ones|ones_like|reshape|size|squeeze|sub|tensor|to|type|type_as|unsqueeze|view|"
+    "view_as|zeros|zeros_like|matmul|isinstance|is_floating_point|half|bfloat16|double"
 )
 _TORCH_THAT_DROPS = ("activation.py", "dropout.py", "rnn.py", "transformer.py")  # of torch/nn/modules
 
@@ -171,26 +115,26 @@ def _node_at(code: CodeType, offset: int, reads: "_Source | None") -> "tuple[ast
     """Answers the expression that an instruction evaluates, if it is a read of the flag."""
     if reads is None:
         return None
-    if sys.version_info >= (3, 11):
+    if hasattr(code, "co_positions"):
         place = list(code.co_positions())[offset // 2]
-        for node in reads.nodes:
-            if (node.end_lineno, node.end_col_offset) == (place[1], place[3]):
-                return node, reads
-        return None
-    else:
-        loads = [i for i in dis.get_instructions(code) if i.argval == "training"]
-        line, loads_of = None, {}
-        for instruction in dis.get_instructions(code):
-            line = instruction.starts_line or line
-            if instruction in loads:
-                loads_of.setdefault(line, []).append(instruction.offset)
-        for line, offsets in loads_of.items():
-            on_line = [node for node in reads.nodes if node.lineno == line]
-            if offset in offsets and len(on_line) == len(offsets):
-                return on_line[offsets.index(offset)], reads
-            if offset in offsets and len({reads.use(node) for node in on_line}) == 1:
-                return on_line[0], reads
-        return None
+        ends = (node for node in reads.nodes if (node.end_lineno, node.end_col_offset) == (place[1], place[3]))
+        return next(((node, reads) for node in ends), None)
+    return _node_on_line(code, offset, reads)
+
+
+def _node_on_line(code: CodeType, offset: int, reads: "_Source") -> "tuple[ast.expr, _Source] | None":
+    """Answers the same before Python 3.11, whose bytecode tells of lines alone."""
+    line, loads = 0, list[tuple[int, int]]()
+    for instruction in dis.get_instructions(code):
+        line = getattr(instruction, "starts_line", None) or line
+        if instruction.argval == "training":
+            loads.append((line, instruction.offset))
+    line = next((line for line, at in loads if at == offset), 0)
+    of_line = [at for on, at in loads if on == line]
+    nodes = [node for node in reads.nodes if node.lineno == line]
+    if offset in of_line and len(nodes) == len(of_line):
+        return nodes[of_line.index(offset)], reads
+    return (nodes[0], reads) if len({reads.use(node) for node in nodes}) == 1 else None
 
 
 class _Source:
@@ -210,12 +154,8 @@ class _Source:
                 self._parents[child] = node
             if isinstance(node, ast.FunctionDef):
                 self._functions.setdefault(node.name, []).append(node)
-            elif isinstance(node, ast.Attribute):
-                if node.attr == "training" and isinstance(node.ctx, ast.Load):
-                    self.nodes.append(node)
-            elif isinstance(node, ast.Call) and _name(node.func) == "getattr" and len(node.args) > 1:
-                asked = node.args[1]
-                self.nodes += [node] if isinstance(asked, ast.Constant) and asked.value == "training" else []
+            elif _reads_flag(node):
+                self.nodes.append(node)  # type: ignore[arg-type]
         self.nodes.sort(key=lambda node: (node.lineno, node.col_offset))
 
     def class_around(self, node: ast.AST) -> str | None:
@@ -335,8 +275,18 @@ class _Source:
         draws += ["rand"] if _compares_random(body) and any(map(_multiplies, body)) else []
         if not draws:
             return Use.OTHER
-        plain = all(name in _PLAIN_CALLS or name in ("rand", "rand_like", "sample") or name in draws for name in calls)
+        plain = all(
+            _PLAIN_CALL.fullmatch(name) or name in ("rand", "rand_like", "sample") or name in draws for name in calls
+        )
         return Use.DROPOUT if plain and not any(map(_goes_elsewhere, body)) else Use.BOTH
+
+
+def _reads_flag(node: ast.AST) -> bool:
+    if isinstance(node, ast.Attribute):
+        return node.attr == "training" and isinstance(node.ctx, ast.Load)
+    if not isinstance(node, ast.Call) or _name(node.func) != "getattr":
+        return False
+    return any(isinstance(arg, ast.Constant) and arg.value == "training" for arg in node.args[1:2])
 
 
 def _by_words(words: Sequence[str]) -> Use:
