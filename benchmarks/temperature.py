@@ -142,7 +142,7 @@ def figures(predict: Callable[[Any], Prediction], data: Data) -> dict[str, float
 def rules(model: SNGP, data: Data) -> dict[str, dict[str, float]]:
     """Answers the figures of an uncalibrated SNGP under each rule."""
     held = Held()
-    held.append(leaves(model, as_batch(data.calibration.tensors), batch_size=1024, seed=0, position=0))
+    held.append(leaves(model, as_batch(data.calibration.tensors), seed=0, position=0))
     own = model.gp.mean_field_factor
 
     def loss(temperature: float, factor: float | None) -> float:

@@ -212,9 +212,15 @@ def cost() -> dict[str, Any]:
         "step_ratio": ratio(steps, "sngp", "deterministic"),
         "grid_milliseconds": medians(predictions),
         "grid_ratio": ratio(predictions, "sngp predict", "deterministic forward"),
-        "posterior_rank": None if sngp.gp.laplace.gains is None else len(sngp.gp.laplace.gains),
+        "posterior_rank": posterior_rank(sngp),
         "gflops_2048": gflops(),
     }
+
+
+def posterior_rank(sngp: SNGP) -> int | None:
+    """Answers how many directions the data informed; None where the factor is dense."""
+    factor = sngp.gp.laplace.factor
+    return None if factor is None or factor.gains is None else len(factor.gains)
 
 
 def memory(points: tuple[int, ...] = (10_000, 100_000, 1_000_000)) -> dict[str, float]:

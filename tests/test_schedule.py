@@ -51,9 +51,22 @@ def test_a_schedule_advances_as_often_as_is_said(model: Any, every: str, accumul
 
 
 def test_one_cycle_runs_through_its_whole_cycle() -> None:
-    made = trained(network(), lambda o: OneCycleLR(o, max_lr=0.1, total_steps=12), schedule_every="step")
-    assert made.get_last_lr()[0] < 1e-4
-    assert made.last_epoch == 12
+    rates = []
+
+    class Noted(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    trained(
+        network(),
+        lambda o: OneCycleLR(o, max_lr=0.1, total_steps=12),
+        schedule_every="step",
+        optimizer=lambda parameters: Noted(parameters, lr=1.0),
+    )
+    assert len(rates) == 12
+    assert max(rates) == pytest.approx(0.1, rel=0.05)
+    assert rates[-1] < 1e-4 < rates[0]
 
 
 @pytest.mark.parametrize("options", [{}, {"validation_data": (X[:10], Y[:10])}])

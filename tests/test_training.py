@@ -1,11 +1,12 @@
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import hesitant
 from hesitant import SNGP, Deterministic
@@ -337,3 +338,67 @@ def test_the_global_generator_comes_back_after_an_error() -> None:
 def test_the_bar_shows(capsys: pytest.CaptureFixture[str]) -> None:
     fit(mlp(), epochs=2, progress=True, validation_data=VALIDATION)
     assert "2/2" in "".join(capsys.readouterr())
+
+
+class Stream(IterableDataset[Any]):
+    """Examples without a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return zip(X, Y, strict=True)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: (X, Y.tolist()),
+        lambda: (X, Y.int()),
+        lambda: (X, Y.unsqueeze(1)),
+        lambda: (X, Y.float()),
+        lambda: (X, torch.eye(3)[Y]),
+        lambda: (X.numpy(), Y.numpy()),
+        lambda: list(zip(X, Y, strict=True)),
+        Stream,
+    ],
+    ids=["list", "int32", "column", "float", "one-hot", "arrays", "examples", "IterableDataset"],
+)
+def test_targets_and_data_however_they_are_written_train(data: Any) -> None:
+    method = sngp(model=mlp(dropout=0.0))
+    history = fit(method, data(), epochs=2)
+    assert len(history.train_loss) == 2
+    assert method.predict(data()).targets is not None
+    assert not any(module.training for module in method.modules())
+
+
+def test_several_inputs_and_their_targets_are_told_apart() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 3)
+
+        def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
+            return self.linear(torch.cat([first, torch.zeros_like(first) if second is None else second], 1))
+
+    model = SNGP(Two(), num_inducing=16)
+    fit(model, ([X, X], Y), epochs=1)
+    together, alone = model.predict([X, X]), model.predict(X)
+    assert not torch.allclose(together.probs, alone.probs)
+    torch.testing.assert_close(model.predict((X, Y)).probs, alone.probs)
+    torch.testing.assert_close(model.predict(TensorDataset(X, Y)).probs, alone.probs)
+    torch.testing.assert_close(model.predict({"first": X, "second": X, "labels": Y}).probs, together.probs)
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    fit(mlp(dropout=0.0), (X, Y), epochs=1, checkpoint=path)
+    others: list[tuple[Any, dict[str, Any], str]] = [
+        ((X[:10], Y[:10]), {}, "number of inputs 96 there, 10 here"),
+        ((X, Y), {"seed": 5}, "seed 0 there, 5 here"),
+        ((X, Y), {"learning_rate": 0.5}, "optimizer's lr .* there, 0.5 here"),
+        ((X, Y), {"batch_size": 2}, "batch_size .* there, 2 here"),
+        ((X, Y), {"gradient_accumulation_steps": 2}, "gradient_accumulation_steps 1 there, 2 here"),
+        ((X, Y), {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-3)}, "optimizer AdamW there, SGD here"),
+    ]
+    for data, options, message in others:
+        with pytest.raises(ValueError, match=message):
+            fit(mlp(dropout=0.0), data, epochs=2, checkpoint=path, **options)
+    assert len(fit(mlp(dropout=0.0), (X, Y), epochs=2, checkpoint=path).train_loss) == 2
