@@ -11,8 +11,8 @@ fit      Seconds of `calibrate` beside the model's passes, by size: of logits th
 memory   50,000 inputs of 100 passes over 1,000 classes, drawn as they are asked for: the inputs used and asked, MiB
          held, and MiB by which the peak of the process grows, with its bound.
 sample   On data sorted by difficulty, by class, or easy and hard in turns: the error of log T, against all data, of the
-         random sample (root mean square over 50 seeds) and of every second, fourth or eighth input, as many as of the
-         sample; and the error that a sample has by its size alone, `1 / sqrt(K I)` of its spread, from 50 shuffles.
+         random sample (root mean square over 50 seeds, and mean) and of as many inputs at a regular stride; beside
+         them that of 50 random halves, quarters and eighths of the data drawn without any stream.
 """
 
 import argparse
@@ -81,7 +81,11 @@ def measure_fit() -> dict[str, Any]:
         _, plain = timed(plainly)
         found[name] = {"inputs": size, "used": used, "temperature": temperature, **cost, "plain": plain}
         ratio = cost["core_seconds"] / plain["core_seconds"]
-        print(f"{name}, {used:,} inputs: {cost['seconds']:.2f} s, {ratio:.1f} looks of the plain formula", flush=True)
+        print(
+            f"{name}, {used:,} inputs: {cost['seconds']:.2f} s, {cost['core_seconds']:.2f} s of a core, {ratio:.1f}"
+            " looks of the plain formula",
+            flush=True,
+        )
     return found
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -105,8 +106,10 @@ def fitted(held: Held, factor: float | None, start: float, *, first: bool = True
         return Fit(at_1 if found.slope == at_1.slope == 0 else found, bounded=True)
     supported = _doubt(held, _ALMOST_0, factor) + 1 / (held.num_inputs + 2)
 
+    @cache  # the ends are asked for twice
     def excess(log_temperature: float) -> float:
-        return _doubt(held, math.exp(log_temperature), factor) - supported
+        # Of the logarithms, which are nearer to a straight line: fewer looks at the data.
+        return math.log(max(_doubt(held, math.exp(log_temperature), factor), 1e-300) / supported)
 
     low = math.log(BOUNDS[0])
     log_temperature = 0.0
@@ -123,9 +126,14 @@ def _shifted(part: Leaves, factor: float | None) -> tuple[Tensor, Tensor]:
     return logits, logits.gather(-1, part.targets.view(1, -1, 1).expand(len(logits), -1, 1)).squeeze(-1)
 
 
+def _powers(logits: Tensor, beta: float) -> Tensor:
+    """Answers ``exp(beta l)``, ``(S, b, C)``; 1e-304 for what is less, for numbers that underflow take longer."""
+    return (logits * beta).clamp_(min=-700.0).exp_()
+
+
 def _terms(logits: Tensor, of_target: Tensor, weights: Tensor, beta: float) -> Tensor:
     """Answers the loss of each input, and its derivatives by log T, ``(3, b)``."""
-    powers = (logits * beta).exp_()  # (S, b, C)
+    powers = _powers(logits, beta)
     total = powers.sum(-1)
     mean = powers.mul_(logits).sum(-1) / total
     spread = powers.mul_(logits).sum(-1) / total - mean.square()
@@ -202,7 +210,7 @@ def _doubt(held: Iterable[Leaves], temperature: float, factor: float | None) -> 
     """Answers the mean probability of what is not the label."""
     doubts = []
     for part in held:
-        powers = (_shifted(part, factor)[0] / temperature).exp_()
+        powers = _powers(_shifted(part, factor)[0], 1 / temperature)
         shares = part.weights.unsqueeze(-1) / powers.sum(-1)  # (S, b)
         mean = powers.mul_(shares.unsqueeze(-1)).sum(0)  # (b, C)
         doubts.append(mean.scatter(1, mean.argmax(1, keepdim=True), 0.0).sum(1))

@@ -223,10 +223,12 @@ class _Block(NamedTuple):
     @classmethod
     def like(cls, leaves: Leaves, rows: int) -> "_Block":
         num_samples, _, num_classes = leaves.logits.shape
-        shape = (num_samples, rows, num_classes)
-        variance = None if leaves.variance is None else leaves.variance.new_empty(shape)
+        shape = (rows, num_samples, num_classes)  # an input's numbers lie together, for they are read together
+        variance = None if leaves.variance is None else leaves.variance.new_empty(shape).transpose(0, 1)
         room = leaves._replace(
-            logits=leaves.logits.new_empty(shape), variance=variance, targets=torch.zeros(rows, dtype=torch.long)
+            logits=leaves.logits.new_empty(shape).transpose(0, 1),  # (S, R, C)
+            variance=variance,
+            targets=torch.zeros(rows, dtype=torch.long),
         )
         return cls(room, torch.zeros(rows, dtype=torch.bool), torch.empty(rows, dtype=torch.float64))
 
