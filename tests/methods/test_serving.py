@@ -30,6 +30,7 @@ from tests.methods.serving import (
     each_kind,
     forward,
     fused,
+    looking,
     mc_dropout,
     net,
     predict,
@@ -63,17 +64,18 @@ def test_threads_that_ask_one_model_get_what_each_gets_alone(kind: str) -> None:
 
 
 @each_kind
-@pytest.mark.parametrize("mode", ["eval", "mixed"])
+@pytest.mark.parametrize("mode", ["eval", "training", "mixed"])
 def test_nobody_sees_a_model_change_while_it_is_asked(kind: str, mode: str) -> None:
     """In training mode, too, a prediction is that of eval mode; only ``forward`` is then the model's own."""
-    model: Any = built(kind)
+    model = built(kind, looking)
     asks = [ask for ask in asks_of(kind) if mode == "eval" or ask is not forward]
     expected = [alone(model, ask) for ask in asks]
     for number, module in enumerate(model.modules()):
-        module.training = mode == "mixed" and number % 2 == 0
+        module.training = mode == "training" or (mode == "mixed" and number % 2 == 0)
     before = Snapshot(model)
-    with switching_often(), watched(before):
+    with watched(before) as seen:
         answers = [alone(model, ask) for ask in asks]
+    assert sorted(set(seen)) == []
     assert all(same_answers(one, other) for one, other in zip(answers, expected, strict=True))
     assert before.differences() == []
 
@@ -83,7 +85,7 @@ def test_threads_that_ask_a_model_in_training_mode_get_what_each_gets_alone(kind
     model = built(kind)
     expected = alone(model, predict)
     model.train()
-    assert wrong_answers([(model, predict, place) for place in range(THREADS)], calls=2) == 0
+    assert wrong_answers([(model, predict, place) for place in range(THREADS)], calls=4) == 0
     assert same_answers(alone(model, predict), expected)
     assert all(module.training for module in model.modules())
 
