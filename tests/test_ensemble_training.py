@@ -308,7 +308,7 @@ def test_the_order_of_an_epoch_is_that_of_a_loader() -> None:
     order = Order(72, generator(4))
     loader = training_loader((torch.arange(72), Y), 16, generator(4))
     for _ in range(3):
-        assert torch.equal(order.draw(), torch.cat([batch[0] for batch in loader]))
+        assert torch.equal(order.draw(), torch.cat([batch.args[0] for batch in loader]))
 
 
 def test_masks_keep_as_often_as_they_say_and_differ_between_members_and_epochs() -> None:
@@ -567,7 +567,7 @@ def test_a_loss_that_is_no_number_names_the_member(vectorize: bool) -> None:
     ("data", "message"),
     [
         ((X, Y + 1), r"targets lie in \[1, 3\]: expected 0 to 2"),
-        ((X, Y.unsqueeze(1)), "targets of a batch have shape"),
+        ((X, torch.stack([Y, Y], 1)), r"targets\[\d+\] sums to"),
         (TensorDataset(X), "data has no targets"),
         ((X[:0], Y[:0]), "data is empty"),
     ],

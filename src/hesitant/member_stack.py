@@ -18,6 +18,7 @@ from hesitant.methods import SNGP, Deterministic, MCDropout
 from hesitant.methods.alike import plain_attributes
 from hesitant.methods.member_masks import Drawing, MemberMasks, drawing_from
 from hesitant.methods.outputs import logits_of
+from hesitant.nn import RandomFeatureGaussianProcess
 from hesitant.nn.laplace import LaplaceCovariance
 from hesitant.schedule import Schedule
 from hesitant.training_run import finite, require_classes
@@ -53,6 +54,9 @@ class MemberStack:
         self.settings, self.drawing = settings, drawing
         self.loss = settings.loss_of(members[0])
         self.base = copy.deepcopy(self.networks[0]).train()
+        for module in self.base.modules():
+            if isinstance(module, RandomFeatureGaussianProcess):
+                module.reset_covariance()  # which stacked weights must not be compared with
         self.penalty = _penalty(members[0])
         self._turned = _turned(self.networks[0])
         self.parameters = {}

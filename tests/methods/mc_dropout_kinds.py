@@ -334,7 +334,7 @@ WITHOUT_A_BATCH = ("dropout of a weight", "dropout of a position")
 
 def inputs_of(kind: str) -> Any:
     """What the model of that kind is called with."""
-    return (X, PADDING) if "padded" in kind else X
+    return [X, PADDING] if "padded" in kind else X
 
 
 def model_of(kind: str, p: float = 0.5) -> nn.Module:

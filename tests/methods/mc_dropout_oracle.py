@@ -34,7 +34,7 @@ def plain_passes(
 ) -> Tensor:
     """Samples (S, N, C): S passes in training mode, normalisation (and stochastic depth) in eval mode."""
     args: tuple[Any, ...] = (inputs,) if isinstance(inputs, Tensor) else ()
-    args = tuple(inputs) if isinstance(inputs, tuple) else args
+    args = tuple(inputs) if isinstance(inputs, list) else args
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
     modes = [(module, module.training) for module in model.modules()]
     model.train()

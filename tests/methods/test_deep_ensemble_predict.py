@@ -124,7 +124,7 @@ def test_members_batches_and_groups_of_batches_draw_their_own_masks() -> None:
     assert len(rows.unique(dim=0)) > 100  # of 120; 8 hidden units make some draws alike
 
 
-def test_a_seed_reproduces_and_none_draws_anew() -> None:
+def test_a_seed_reproduces_and_is_0_where_none_is_given() -> None:
     for masks in ("per_input", "shared"):
         ensemble = ensemble_of(lambda masks=masks: dropout(masks=masks))
         first = ensemble.predict(X, seed=3, batch_size=20)
@@ -132,15 +132,15 @@ def test_a_seed_reproduces_and_none_draws_anew() -> None:
             (ensemble.predict(X, seed=3, batch_size=20), True),
             (ensemble.predict(X, seed=np.int64(3), batch_size=20), True),
             (ensemble.predict(X, seed=4, batch_size=20), False),
-            (ensemble.predict(X, batch_size=20), False),
+            (ensemble.predict(X, batch_size=20), False),  # of seed 0
         ):
             assert torch.equal(first.probs, prediction.probs) is same
             assert torch.equal(first.class_std, prediction.class_std) is same
-        assert not torch.equal(ensemble.predict(X).probs, ensemble.predict(X).probs)
+        assert torch.equal(ensemble.predict(X).probs, ensemble.predict(X, seed=0).probs)
 
 
-@pytest.mark.parametrize("seed", [0, None])
-def test_shared_masks_are_shared_by_all_batches(seed: int | None) -> None:
+@pytest.mark.parametrize("seed", [0, 5])
+def test_shared_masks_are_shared_by_all_batches(seed: int) -> None:
     ensemble = ensemble_of(lambda: dropout(1, masks="shared"))
     same = X[:1].expand(40, -1)
     for samples in (
@@ -166,8 +166,8 @@ def test_shared_masks_that_do_not_fit_a_later_batch_raise() -> None:
     ensemble = ensemble_of(lambda: MCDropout(Pooled(), 3, masks="shared"))
     lengths = [(torch.ones(2, 5, 4),)] * 16 + [(torch.ones(2, 3, 4),)]
     with pytest.raises(ValueError, match="masks='shared' cannot be kept"):
-        ensemble.predict(lengths, seed=0)
-    assert len(ensemble.predict(lengths[:16], seed=0)) == 32
+        ensemble.predict(iter(lengths), seed=0)
+    assert len(ensemble.predict(iter(lengths[:16]), seed=0)) == 32
 
 
 # ---------------------------------------------------------------- Gaussian processes
@@ -264,10 +264,11 @@ class InDouble(nn.Module):
 
 
 def test_members_of_other_architectures_average_as_any() -> None:
-    binary = [nn.Linear(4, 1), nn.Sequential(nn.Linear(4, 2), nn.Softmax(-1)), mlp(2), InDouble()]
+    softmax = Deterministic(nn.Sequential(nn.Linear(4, 2), nn.Softmax(-1)), outputs="probabilities")
+    binary = [nn.Linear(4, 1), softmax, mlp(2), InDouble()]
     ensemble = DeepEnsemble(binary).eval()
     single = torch.sigmoid(binary[0](X))
-    members = [torch.cat([1 - single, single], 1), binary[1](X), binary[2](X).softmax(-1), binary[3](X).softmax(-1)]
+    members = [torch.cat([1 - single, single], 1), softmax.model(X), binary[2](X).softmax(-1), binary[3](X).softmax(-1)]
     samples = torch.stack([member.detach().double() for member in members])
     assert_follows_from(ensemble.predict(X), samples)
     torch.testing.assert_close(torch.sigmoid(ensemble(X)).double(), samples.mean(0)[:, 1:])
@@ -380,7 +381,5 @@ class FirstRow(nn.Linear):
 def test_members_of_other_classes_or_lengths_raise(other: Callable[[], nn.Module]) -> None:
     ensemble = DeepEnsemble([mlp(), mlp(), other()]).eval()
     for ask in (ensemble, ensemble.predict, ensemble.predict_samples):
-        with pytest.raises(
-            ValueError, match=r"members\[2\] answers probabilities of shape .*, members\[0\] of \(40, 3\)"
-        ):
+        with pytest.raises(ValueError, match=r"members\[2\] answers probabilities of shape|FirstRow answers logits of shape"):
             ask(X)

@@ -288,9 +288,9 @@ def test_batches_of_different_lengths_cannot_share_masks() -> None:
     model = made(PerToken)
     several = [(torch.ones(2, length, 4).double(), torch.zeros(2).long()) for length in (3, 3, 5)]
     with pytest.raises(ValueError, match="length"):
-        shared(model, 4).predict(several, seed=0)
-    assert len(shared(model, 4).predict(several[:2], seed=0)) == 4
-    assert len(MCDropout(model, num_samples=4).predict(several, seed=0)) == 6
+        shared(model, 4).predict(iter(several), seed=0)
+    assert len(shared(model, 4).predict(iter(several[:2]), seed=0)) == 4
+    assert len(MCDropout(model, num_samples=4).predict(iter(several), seed=0)) == 6
 
 
 def test_a_loaders_batches_share_masks_too() -> None:

@@ -59,7 +59,9 @@ def test_members_that_run_as_one_answer_as_one_by_one(name: str) -> None:
     build, inputs = CAN[name]
     ensemble = DeepEnsemble.from_builder(build, 3)
     group = list(batches(inputs, 3))
-    together, apart = (PlainMembers(list(ensemble.members), vectorize) for vectorize in (True, False))
+    outputs: Any = "probabilities" if name == "softmax" else "logits"
+    together, apart = (PlainMembers(list(ensemble.members), vectorize, outputs) for vectorize in (True, False))
+    together.log_probs(group)  # each by itself, to look at how its code ends
     torch.testing.assert_close(together.log_probs(group), apart.log_probs(group), rtol=1e-4, atol=1e-5)
     assert together.run_as_one  # still: what vmap cannot run would have been asked one by one
     assert not apart.run_as_one

@@ -179,7 +179,7 @@ class Output:
 
 @each_temperature
 def test_a_model_that_ends_in_softmax_is_tempered_too(temperature: float) -> None:
-    method = Deterministic(Answers(lambda z: torch.softmax(z, -1))).eval()
+    method = Deterministic(Answers(lambda z: torch.softmax(z, -1)), outputs="probabilities").eval()
     expected = softened(method.predict(X).probs, temperature)
     method.temperature = temperature
     torch.testing.assert_close(method.predict(X).probs.double(), expected, atol=1e-5, rtol=0)

@@ -25,10 +25,9 @@ from hesitant.methods.outputs import (
 from hesitant.methods.own_weights import require_own_weights
 from hesitant.methods.plain_members import PlainMembers, require_same_shapes
 from hesitant.methods.random_state import derived_seed, random_state_kept, require_seed, seed_all
-from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.sngp import SNGP
 from hesitant.methods.tempering import Tempered, tempered
-from hesitant.methods.wrapper import Gathered, ModelWrapper, bind_forward, device_of, probed_logits
+from hesitant.methods.wrapper import Gathered, ModelWrapper, bind_forward, device_of
 from hesitant.mixture import Mixture
 from hesitant.prediction import Prediction
 
@@ -168,6 +167,7 @@ class DeepEnsemble(Tempered):
     def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], temperature: float, seed: int) -> Any:
         output: Any = None
         answers: list[Tensor] = []
+        seed = derived_seed(seed, 0)  # as for the first batches of predict
         for index, member in enumerate(self.members):
             batch = map_tensors(Batch(args, kwargs).to(device_of(member)), Tensor.clone)  # a model may write to them
             answer, log_probs = self._answer_of(member, batch, temperature, derived_seed(seed, index))
@@ -274,24 +274,13 @@ class DeepEnsemble(Tempered):
         # Those who share masks must see all inputs in one call: they check that the masks fit each batch.
         shared = any(isinstance(module, MCDropout) and module.masks == "shared" for module in self.modules())
         for position, group in enumerate(_grouped(given, together=shared)):
-            if position == 0 and not self.ending.seen:
-                self._require_outputs(group[0])
             yield group, derived_seed(int(seed), position)
-
-    def _require_outputs(self, batch: Batch) -> None:
-        """Looks once at how the code of the plain members ends, and raises where ``outputs`` does not say so."""
-        for member in self.members:
-            if not isinstance(member, Tempered):
-                own = map_tensors(batch.to(device_of(member)), Tensor.clone)
-                with torch.no_grad():
-                    probed_logits(in_eval_mode(member), own, self.outputs)
-        self.ending.seen = True
 
     def _plain_members(self) -> PlainMembers | None:
         """Answers the members, if all of them are plain models."""
         methods = (ModelWrapper, DeepEnsemble)
         plain = all(type(member) is Deterministic or not isinstance(member, methods) for member in self.members)
-        return PlainMembers(list(self.members), self.vectorize, self.outputs) if plain else None
+        return PlainMembers(list(self.members), self.vectorize, self.outputs, self.ending) if plain else None
 
     def _answers(
         self, group: Sequence[Batch], temperature: float, seed: int, options: dict[str, Any]
@@ -307,6 +296,7 @@ class DeepEnsemble(Tempered):
                 given, temperature=temperature * method.temperature, seed=derived_seed(seed, index), **own
             )
             answers.append(answer.to(first_device))
+        self.ending.seen = True
         require_same_shapes([answer.probs for answer in answers])
         return answers
 
@@ -315,7 +305,7 @@ class DeepEnsemble(Tempered):
         if isinstance(member, (ModelWrapper, DeepEnsemble)):
             return member
         plain = Deterministic(member, outputs=self.outputs)
-        plain.ending = self.ending
+        plain.ending = Ending(self.ending.seen)
         return plain
 
     def _mixed(self, predictions: list[Prediction]) -> Prediction:

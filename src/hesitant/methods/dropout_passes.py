@@ -1,6 +1,7 @@
 """The passes of one call of Monte Carlo dropout: which of them run together, and which one after the other."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from hesitant.methods.further_passes import FurtherPasses, OtherCourseError
 from hesitant.methods.light_pass import LightPass
 from hesitant.methods.masks import Masks, MasksAhead
 from hesitant.methods.operation_calls import address
-from hesitant.methods.outputs import Outputs, log_probs_of, logits_of, require_kind, require_rows
+from hesitant.methods.outputs import Ending, OutputProbe, Outputs, log_probs_of, logits_of, require_kind, require_rows
 from hesitant.methods.random_state import pass_seeds
 from hesitant.methods.tempering import tempered
 from hesitant.mixture import Mixture
@@ -43,6 +44,7 @@ class DropoutPasses:
         chunk_size: How many passes run together; None chooses.
         stochastic_depth: Whether whole layers are dropped too.
         outputs: What the model answers.
+        ending: What is known of how its code ends; the first pass looks.
         temperature: What divides each pass's logits.
         seed: Of the masks.
         device: Where the model is.
@@ -60,6 +62,7 @@ class DropoutPasses:
         chunk_size: int | None,
         stochastic_depth: bool,
         outputs: Outputs,
+        ending: Ending,
         temperature: float,
         seed: int,
         device: torch.device,
@@ -71,6 +74,7 @@ class DropoutPasses:
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
         self._one_pass: type[DropoutPass | LightPass] = DropoutPass if scripted else LightPass
         self._outputs: Outputs = outputs
+        self._ending = ending
         self._seeds = pass_seeds(num_samples, seed, 0)
         self._verified: set[int] = set()  # numbers of inputs for which passes are known to run together
         self._apart = False  # until passes turn out not to run together
@@ -141,12 +145,12 @@ class DropoutPasses:
             ahead = MasksAhead(self._seeds[start : start + _PASSES_AT_ONCE])
             for index in range(min(_PASSES_AT_ONCE, self.num_samples - start)):
                 mode, output = self._run(partial(self._alone, ahead, index, batch), batch)
-                if start + index == 0:
-                    self.output = output
-                    self._look_at(logits_of(output))
-                drew |= mode.drew
                 outputs.append(logits_of(output))
                 self._require_rows(outputs[-1], rows)
+                if start + index == 0:
+                    self.output = output
+                    self._look_at(outputs[-1])
+                drew |= mode.drew
             log_probs = self._log_probs(torch.cat(outputs), rows, len(outputs))
             if start == 0 and (not drew or bool((log_probs == log_probs[:1]).all())):
                 self._first(batch, rows)  # raises where no dropout can have a part in the answer
@@ -164,6 +168,7 @@ class DropoutPasses:
 
         first, self.output = self._run(mode, batch)
         logits = logits_of(self.output)
+        self._require_rows(logits, rows)
         self._look_at(logits)
         self._require_dropout(first, logits)
         return first
@@ -224,8 +229,12 @@ class DropoutPasses:
             if isinstance(mode, FurtherPasses):
                 inputs = map_tensors(batch, mode.placeholder)
             try:
-                output = mode.call(self._replicas.fresh(), inputs.args, inputs.kwargs)
+                with nullcontext() if self._ending.seen else OutputProbe() as probe:
+                    output = mode.call(self._replicas.fresh(), inputs.args, inputs.kwargs)
                 if not mode.wrote:
+                    if probe is not None:
+                        probe.require(logits_of(output), self._outputs, self.model)
+                        self._ending.seen = True
                     return mode, output
             except ModelWrittenError:
                 pass

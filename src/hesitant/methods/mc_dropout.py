@@ -12,7 +12,6 @@ from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.dropout_passes import DropoutPasses
 from hesitant.methods.outputs import Outputs, with_logits
 from hesitant.methods.random_state import require_seed
-from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of
 from hesitant.prediction import Prediction
 
@@ -88,7 +87,6 @@ class MCDropout(ModelWrapper):
             ValueError: As :meth:`predict`.
         """
         passes, batch = self._passes(seed, temperature), Batch(args, kwargs)
-        self._look_at_its_end(batch)
         with torch.no_grad():
             mixture = passes.mixture(batch, 0)
         return with_logits(passes.output, mixture.log_probs, kwargs.get("labels"))
@@ -145,7 +143,6 @@ class MCDropout(ModelWrapper):
         targets, probs, log_probs, entropies, deviations = (Gathered() for _ in range(5))
         for position, batch in enumerate(given):
             moved = batch.to(passes.device)
-            self._look_at_its_end(moved)
             with torch.no_grad():
                 mixture = passes.mixture(moved, position)
             targets.append(as_class_targets(batch.targets))
@@ -168,7 +165,6 @@ class MCDropout(ModelWrapper):
         passes, gathered = self._passes(seed, temperature), Gathered()
         for position, batch in enumerate(given):
             moved = batch.to(passes.device)
-            self._look_at_its_end(moved)
             with torch.no_grad():
                 log_probs = torch.cat(list(passes.passes(moved, position)))
                 gathered.append((log_probs if log else log_probs.exp_()).transpose(0, 1))  # (B, S, C)
@@ -185,12 +181,8 @@ class MCDropout(ModelWrapper):
             chunk_size=self.chunk_size,
             stochastic_depth=self.stochastic_depth,
             outputs=self.outputs,
+            ending=self.ending,
             temperature=temperature,
             seed=int(seed),
             device=device_of(self),
         )
-
-    def _look_at_its_end(self, batch: Batch) -> None:
-        """Looks once at how the model's code ends, by a forward pass without dropout."""
-        if not self.ending.seen:
-            self.output_of(in_eval_mode(self.model), batch)

@@ -93,7 +93,7 @@ def require_rows(logits: Tensor, num_inputs: int | None, model: Any) -> Tensor:
     """
     if logits.ndim in (1, 2) and logits.shape[-1] > 0 and num_inputs in (None, len(logits)):
         return logits
-    advice = "expected (B, C), or (B, 1) or (B,) for a binary model"
+    advice = "expected one row for each input, (B, C), or (B, 1) or (B,) for a binary model"
     if num_inputs == 1 and logits.ndim < 2:
         advice += ". A model that squeezes its output loses the axis of a single input: let it keep that"
     elif logits.ndim == 2 and logits.shape[-1] == num_inputs:
@@ -154,8 +154,8 @@ def require_kind(output: Tensor, outputs: Outputs, model: Any) -> None:
 class Ending:
     """What is known of how a model's code ends, once it has been looked at: the same whoever looks, and how often."""
 
-    def __init__(self) -> None:
-        self.seen = False
+    def __init__(self, seen: bool = False) -> None:
+        self.seen = seen
 
 
 class OutputProbe(TorchDispatchMode):

@@ -13,10 +13,10 @@ from hesitant.checks import as_finite
 from hesitant.inputs import Batch, map_tensors, tensors_of
 from hesitant.methods.alike import why_not_as_one
 from hesitant.methods.deterministic import Deterministic
-from hesitant.methods.outputs import Outputs, log_probs_of, logits_of, require_kind, require_rows
+from hesitant.methods.outputs import Ending, Outputs, log_probs_of, logits_of, require_kind, require_rows
 from hesitant.methods.replica import in_eval_mode, replica
 from hesitant.methods.tempering import tempered
-from hesitant.methods.wrapper import Gathered, device_of, outputs_of
+from hesitant.methods.wrapper import Gathered, device_of, outputs_of, probed_logits
 
 
 class PlainMembers:
@@ -27,9 +27,16 @@ class PlainMembers:
         vectorize: Whether they run as one by ``torch.func.vmap``: None on an accelerator, if they can, as a CPU is as
             fast one by one; True wherever they can; False nowhere.
         outputs: What plain models answer; a :class:`Deterministic` says so itself.
+        ending: What is known of how their code ends; the first time, each is looked at by itself.
     """
 
-    def __init__(self, members: Sequence[nn.Module], vectorize: bool | None, outputs: Outputs) -> None:
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        vectorize: bool | None,
+        outputs: Outputs = "logits",
+        ending: Ending | None = None,
+    ) -> None:
         self.networks = [member.model if isinstance(member, Deterministic) else member for member in members]
         self.kinds = [outputs_of(member) if isinstance(member, Deterministic) else outputs for member in members]
         self.temperatures = [member.temperature if isinstance(member, Deterministic) else 1.0 for member in members]
@@ -38,6 +45,7 @@ class PlainMembers:
         as_one = wanted and len(devices) == 1 < len(members) and why_not_as_one(self.networks) is None
         self._as_one = _AsOne(self.networks) if as_one else None
         self._asked = [in_eval_mode(network) for network in self.networks]
+        self._ending = Ending() if ending is None else ending
 
     @property
     def run_as_one(self) -> bool:
@@ -52,7 +60,11 @@ class PlainMembers:
         """
         outputs = self._outputs_as_one(group)
         if outputs is None:
-            outputs = [_gathered(network, network, group) for network in self._asked]
+            outputs = [
+                _gathered(network, network, group, None if self._ending.seen else kind)
+                for network, kind in zip(self._asked, self.kinds, strict=True)
+            ]
+            self._ending.seen = True
         answers = [
             tempered(self._log_probs(index, output), temperature)
             for index, (temperature, output) in enumerate(zip(self.temperatures, outputs, strict=True))
@@ -68,7 +80,7 @@ class PlainMembers:
         )
 
     def _outputs_as_one(self, group: Sequence[Batch]) -> Sequence[Tensor] | None:
-        if self._as_one is None:
+        if self._as_one is None or not self._ending.seen:
             return None
         try:
             return _gathered(self._as_one, self.networks[0], group, across=True).unbind(1)
@@ -118,12 +130,25 @@ class _BatchedKernelsAlone(TorchFunctionMode):
 
 
 @torch.no_grad()
-def _gathered(call: Callable[..., Any], network: nn.Module, group: Sequence[Batch], *, across: bool = False) -> Tensor:
-    """Answers the outputs for all batches; ``across``: those of all members, ``(B, M, ...)``."""
+def _gathered(
+    call: Callable[..., Any],
+    network: nn.Module,
+    group: Sequence[Batch],
+    looked_at_as: Outputs | None = None,
+    *,
+    across: bool = False,
+) -> Tensor:
+    """Answers the outputs for all batches; ``across``: those of all members, ``(B, M, ...)``.
+
+    With ``looked_at_as``, what the outputs are said to be, it looks at how the code ends.
+    """
     outputs, device = Gathered(), device_of(network)
-    for batch in group:
+    for position, batch in enumerate(group):
         own = map_tensors(batch.to(device), Tensor.clone)  # a model may write to them
-        output = logits_of(call(*own.args, **own.kwargs))
+        if position == 0 and looked_at_as is not None:
+            output = probed_logits(network, own, looked_at_as)
+        else:
+            output = logits_of(call(*own.args, **own.kwargs))
         one = output[:, 0] if across and output.ndim > 1 else output
         require_rows(one, batch.num_inputs, network)
         outputs.append(output)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.random.bit_generator import ISeedSequence
 
+from hesitant.eager import run_eagerly
+
 
 @contextmanager
 def random_state_kept(devices: Iterable[torch.device]) -> Iterator[None]:
@@ -41,6 +43,7 @@ def seed_sequence(*numbers: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(numbers[0], spawn_key=numbers[1:])
 
 
+@run_eagerly
 def derived_seed(*numbers: int) -> int:
     """Answers a seed below 2**63 that follows from numbers that are not negative, and is as good as independent."""
     return int(seed_sequence(*numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

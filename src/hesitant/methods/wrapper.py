@@ -72,8 +72,11 @@ class ModelWrapper(Tempered):
                 f"the model answers logits of shape {tuple(logits.shape)}, which a temperature of {temperature:g}"
                 " cannot divide: expected (B, C), or (B, 1) or (B,) for a binary model. Set temperature=1.0."
             )
-        log_probs = tempered(log_probs_of(logits, self.outputs), temperature).to(logits.dtype)
-        return with_logits(output, log_probs, kwargs.get("labels"))
+        if self.outputs == "logits":
+            answer = two_class_logits(logits) / temperature
+        else:
+            answer = tempered(log_probs_of(logits, self.outputs), temperature).to(logits.dtype)
+        return with_logits(output, answer, kwargs.get("labels"))
 
     def output_of(self, model: nn.Module, batch: Batch) -> Tensor:
         """Answers the logits of a batch, without gradients; the first time it looks at how the code ends.
