@@ -1,7 +1,7 @@
 """SNGP: a distance-aware classifier from a single model and a single forward pass."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -11,10 +11,17 @@ from torch import Tensor, nn
 from hesitant.eager import run_eagerly
 from hesitant.inputs import Batch, as_class_targets, batches, several_workers, shared_batches
 from hesitant.methods.calibration_digest import calibration_digest
-from hesitant.methods.classifier import find_classifier, idle_copies
-from hesitant.methods.continuation import at_positions, continuation, only_call, picked_positions
 from hesitant.methods.fingerprint import fingerprint
-from hesitant.methods.outputs import Outputs, logits_of, require_kind
+from hesitant.methods.gaussian_head import (
+    continuation,
+    counted_features,
+    find_classifier,
+    idle_copies,
+    monte_carlo,
+    only_call,
+    repeating,
+)
+from hesitant.methods.outputs import Outputs, require_kind
 from hesitant.methods.random_state import require_seed
 from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.tempering import taken
@@ -26,10 +33,8 @@ from hesitant.nn.recording import GaussianProcessCall, recorded
 from hesitant.nn.spectral_norm import ConvNorm
 from hesitant.nn.weight_watch import WeightWatch
 from hesitant.prediction import Prediction
-from hesitant.simplex import two_class_logits
 
 _FACTOR_KEY = "mean_field_factor"
-_SAMPLES_AT_ONCE = 2**22  # numbers, 16 MiB in float32
 _FROZEN = (
     "the output weights of the Gaussian process, gp.beta, are frozen: they stay as they were drawn at random. Set"
     " model.gp.beta.requires_grad = True; with PEFT, name the classifier among its modules_to_save."
@@ -166,7 +171,7 @@ class SNGP(ModelWrapper):
             output = self.model(*args, **kwargs)
         if running and gp.scale.is_decided():
             for call in calls:
-                gp.update(self._counted(call, output, args, kwargs))
+                gp.update(counted_features(self.model, call, output, args, kwargs))
         return output
 
     def _apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -319,7 +324,7 @@ class SNGP(ModelWrapper):
         require_kind(answers, self.outputs, self.model)
         if posterior == "monte_carlo":
             generator = torch.Generator(device).manual_seed(seed)
-            return _sampled(GaussianLogits(mean, variance), targets.tensor(), num_samples, generator, temperature)
+            return monte_carlo(GaussianLogits(mean, variance), targets.tensor(), num_samples, generator, temperature)
         return prediction_of(
             answers,
             self.outputs,
@@ -347,32 +352,9 @@ class SNGP(ModelWrapper):
             with recorded(plain=True) as calls:
                 answer = model(*batch.args, **batch.kwargs)
             for call in calls:
-                summed, number = gp.contribution(self._counted(call, answer, batch.args, batch.kwargs))
+                summed, number = gp.contribution(counted_features(model, call, answer, batch.args, batch.kwargs))
                 product += summed
                 count += number
-
-    def _counted(self, call: GaussianProcessCall, answer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Answers the features ``(..., D)`` of a call that have a part in the model's answer: padding has none."""
-        features, logits = call.inputs.detach(), call.output.detach()
-        if features.ndim != 3:
-            return features
-        try:
-            positions = picked_positions(logits, logits_of(answer).detach(), self._repeating(self.model, args, kwargs))
-        except (TypeError, ValueError):  # whatever the model makes of them, all of them count
-            positions = None
-        mask = kwargs.get("attention_mask")
-        if positions is None and isinstance(mask, Tensor) and mask.shape == features.shape[:2]:
-            return features[mask.bool()]
-        return at_positions(features, positions)
-
-    def _repeating(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-        """Answers what runs the model again, its Gaussian process made to answer other logits."""
-
-        def again(values: Tensor) -> Tensor:
-            with recorded(answering=[values]), torch.no_grad():
-                return logits_of(in_eval_mode(model)(*args, **kwargs))
-
-        return again
 
     def _posterior_of(
         self, model: nn.Module, batch: Batch, calls: list[GaussianProcessCall], output: Tensor
@@ -383,7 +365,7 @@ class SNGP(ModelWrapper):
             raise CovarianceError(
                 "predict: the weights moved while the model answered. Call fit_covariance(data) again."
             )
-        again = self._repeating(model, batch.args, batch.kwargs)
+        again = repeating(model, batch.args, batch.kwargs)
         found = continuation(call.output, output, again, probabilities=self.outputs == "probabilities")
         return GaussianLogits(found.mean(call.posterior.mean), found.variance(call.posterior.variance))
 
@@ -453,29 +435,3 @@ class _WeightsLoaded:
 def _factor_what_was_loaded(module: nn.Module, incompatible_keys: Any) -> None:
     if isinstance(module, SNGP) and module.covariance_state == "fitted":  # asked now: an export could not
         module.gp.factorize()
-
-
-def _sampled(
-    gaussian: GaussianLogits,
-    targets: Tensor | None,
-    num_samples: int,
-    generator: torch.Generator,
-    temperature: float,
-) -> Prediction:
-    """Answers the Prediction of ``num_samples`` draws of each input's logits, a few inputs at a time."""
-    gaussian = GaussianLogits(two_class_logits(gaussian.mean), two_class_logits(gaussian.variance))
-    rows = max(1, _SAMPLES_AT_ONCE // (num_samples * gaussian.mean.shape[1]))
-    parts: list[Prediction] = []
-    for start in range(0, len(gaussian.mean), rows):
-        chosen = slice(start, start + rows)
-        part = GaussianLogits(gaussian.mean[chosen], gaussian.variance[chosen])
-        parts.append(
-            Prediction.from_samples(
-                torch.log_softmax(part.sample(num_samples, generator) / temperature, -1),  # (S, B, C)
-                targets=None if targets is None else targets[chosen],
-                logits=part.mean,
-                logit_variance=part.variance,
-                log=True,
-            )
-        )
-    return Prediction.cat(parts)

@@ -26,7 +26,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from hesitant.methods.linear_dependence import LinearDependence, equal, same_layout, steps
+from hesitant.methods.gaussian_head.linear_dependence import LinearDependence, equal, same_layout, steps
 
 Call = TypeVar("Call")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hesitant.methods.classifier import find_classifier
+from hesitant.methods.gaussian_head.classifier import find_classifier
 from hesitant.nn.models import MLP, DeepResNet
 
 

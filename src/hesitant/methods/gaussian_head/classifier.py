@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from hesitant.methods.logit_makers import makers_in_a_run, makers_in_a_trace
+from hesitant.methods.gaussian_head.logit_makers import makers_in_a_run, makers_in_a_trace
 
 # What the libraries call a classifier, and nobody else anything but one.
 _NAMES_OF_CLASSIFIERS = ("classifier", "cls_classifier", "score")

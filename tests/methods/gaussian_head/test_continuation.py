@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from hesitant.methods.continuation import Continuation, continuation, only_call, picked_positions
+from hesitant.methods.gaussian_head.continuation import Continuation, continuation, only_call, picked_positions
 
 BATCH, CLASSES, LENGTH = 5, 4, 7
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
