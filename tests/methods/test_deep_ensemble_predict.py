@@ -366,7 +366,7 @@ def test_what_a_member_writes_to_its_input_reaches_no_other_and_not_the_user() -
 def test_logits_for_every_token_raise() -> None:
     ensemble = DeepEnsemble([nn.Unflatten(1, (2, 2))]).eval()
     for ask in (ensemble, ensemble.predict):
-        with pytest.raises(ValueError, match=r"logits .*shape \(40, 2, 2\).*expected \(B, C\)"):
+        with pytest.raises(ValueError, match=r"logits .*shape \(40, 2, 2\).*expected one row for each input, \(B, C\)"):
             ask(X)
 
 

@@ -125,9 +125,9 @@ def test_padding_changes_nothing_but_the_draws() -> None:
 def test_texts_of_other_lengths_have_masks_of_their_own_and_cannot_share_them() -> None:
     model = hugging_face("Bert", "eager", dict.fromkeys(FAMILIES["Bert"][1], 0.2))
     several = [{name: x[:, :length] for name, x in tokens().items()} for length in (6, 3)]
-    assert len(MCDropout(model, num_samples=3).predict(several)) == 6
+    assert len(MCDropout(model, num_samples=3).predict(iter(several))) == 6
     with pytest.raises(ValueError, match="length"):
-        MCDropout(model, num_samples=3, masks="shared").predict(several)
+        MCDropout(model, num_samples=3, masks="shared").predict(iter(several))
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

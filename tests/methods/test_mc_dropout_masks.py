@@ -209,7 +209,8 @@ MAY_REFUSE = (
 
 def duplicates(inputs: Any) -> Any:
     """Seven times the second input."""
-    return tuple(x[1:2].repeat(7, *[1] * (x.ndim - 1)) for x in (inputs if isinstance(inputs, tuple) else (inputs,)))
+    several = inputs if isinstance(inputs, list) else [inputs]
+    return [x[1:2].repeat(7, *[1] * (x.ndim - 1)) for x in several]
 
 
 @pytest.mark.parametrize("batch_size", [3, 7])

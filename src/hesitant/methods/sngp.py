@@ -378,9 +378,13 @@ class SNGP(ModelWrapper):
         laplace, prefix = self.gp.laplace, self._laplace_prefix()
         exact = laplace.state == "fitted" and laplace.momentum is None
         if exact and self._watch.suspects(self.model, prefix):
-            self._watch.trusts(self.model, prefix)  # first: what moves from here on raises a suspicion again
-            if int(self.fitted_fingerprint) != self._fingerprint():
-                laplace.mark_stale()
+            self._mark_if_moved()  # before the suspicion is laid down: another thread must not answer meanwhile
+            self._watch.trusts(self.model, prefix)
+            self._mark_if_moved()  # by who wrote between the two
+
+    def _mark_if_moved(self) -> None:
+        if self.gp.laplace.state == "fitted" and int(self.fitted_fingerprint) != self._fingerprint():
+            self.gp.laplace.mark_stale()
 
     def _fingerprint(self) -> int:
         return fingerprint(self.model, without=self._laplace_prefix())
