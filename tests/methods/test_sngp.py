@@ -850,6 +850,8 @@ def test_compiled_agrees_with_eager() -> None:
     method.train()
     compiled = torch.compile(method, backend="aot_eager")
     F.cross_entropy(compiled(X), Y).backward()
+    assert method.covariance_state == "fitted"
+    torch.optim.SGD(method.parameters(), lr=0.1).step()
     assert method.covariance_state == "stale"
 
 
@@ -871,7 +873,7 @@ def test_exported_agrees_with_eager_and_needs_a_fit(strict: bool) -> None:
     with torch.no_grad():
         torch.testing.assert_close(exported(FAR), method(FAR))
     train(method, 1)
-    with pytest.raises(Exception, match=refusal("the covariance is stale")):
+    with pytest.raises(Exception, match=refusal("the covariance (is|may be) stale")):
         torch.export.export(method.eval(), (X,), strict=strict)
 
 
@@ -885,7 +887,7 @@ def test_a_loaded_checkpoint_exports() -> None:
     with torch.no_grad():
         torch.testing.assert_close(exported(X), method.eval()(X))
     fresh.model.load_state_dict(network().state_dict(), strict=False)
-    with pytest.raises(Exception, match=refusal("the covariance is stale")):
+    with pytest.raises(Exception, match=refusal("the covariance (is|may be) stale")):
         torch.export.export(fresh, (X,))
 
 

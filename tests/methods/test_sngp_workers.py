@@ -207,7 +207,7 @@ def test_a_failure_of_one_worker_is_everyones(answers: list[dict[str, Any]]) -> 
     for rank, answer in enumerate(answers):
         message, left = answer["NaN"]
         assert ("NaN or Inf" if rank == len(answers) - 1 else "1 other workers failed") in message
-        assert left == "none"
+        assert left in ("fitted", "stale")  # as it was; the weights are the first worker's by then
         assert "WeightedRandomSampler" in answer["own sampler"]
         assert "at least one input" in answer["empty"]
 

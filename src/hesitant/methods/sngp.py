@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hesitant.eager import run_eagerly
+from hesitant.eager import exporting, run_eagerly
 from hesitant.inputs import Batch, as_class_targets, batches, several_workers, shared_batches
 from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.fingerprint import fingerprint
@@ -35,6 +35,10 @@ from hesitant.nn.weight_watch import WeightWatch
 from hesitant.prediction import Prediction
 
 _FACTOR_KEY = "mean_field_factor"
+_SUSPICIOUS = (
+    "export: the covariance may be stale, for something may have moved the weights since it was fitted. Ask for"
+    " model.covariance_state, or call fit_covariance(data), and export then."
+)
 _FROZEN = (
     "the output weights of the Gaussian process, gp.beta, are frozen: they stay as they were drawn at random. Set"
     " model.gp.beta.requires_grad = True; with PEFT, name the classifier among its modules_to_save."
@@ -155,7 +159,11 @@ class SNGP(ModelWrapper):
     def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], temperature: float) -> Any:
         """Answers the model's output: plain logits in training, mean-field logits in eval mode once fitted."""
         if not self.training:
-            if self._watch.raised or not torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling():
+                self._verify()
+            elif self._watch.raised and self.gp.laplace.state == "fitted":
+                if exporting():
+                    raise CovarianceError(_SUSPICIOUS)
                 self._verify()
             return self.tempered_output(self._apart(args, kwargs), kwargs, temperature)
         if self.spectral_normalizer is not None and torch.is_grad_enabled():

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hesitant.eager import run_eagerly
+from hesitant.eager import exporting, run_eagerly
 from hesitant.nn.fit_validity import FitValidity
 from hesitant.nn.gaussian_logits import GaussianLogits
 from hesitant.nn.kernel_scale import KernelScale
@@ -450,7 +450,7 @@ class RandomFeatureGaussianProcess(nn.Module):
         """
         fit = self.laplace.present
         doubtful = self._validity.is_doubtful(self.laplace)
-        if _exporting():
+        if exporting():
             if fit.state != "fitted":
                 raise unfitted_error("export", fit.state)
             if fit.factor is None or doubtful:
@@ -521,12 +521,6 @@ class RandomFeatureGaussianProcess(nn.Module):
             f"{self.in_features}, {self.out_features}, num_inducing={self.num_inducing}, kernel={self.kernel!r},"
             f" covariance={self.covariance_state}"
         )
-
-
-def _exporting() -> bool:
-    # torch.compiler.is_exporting came with torch 2.7; before it, tracing for export reads as compiling.
-    is_exporting = getattr(torch.compiler, "is_exporting", None)
-    return bool(is_exporting()) if is_exporting is not None else False
 
 
 def _not_finite(what: str, x: Tensor) -> str:
