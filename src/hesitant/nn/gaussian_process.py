@@ -20,6 +20,8 @@ from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
 from hesitant.nn.random_features import RandomFeatureKind, draw_projection
 from hesitant.nn.recording import GaussianProcessCall, current_recording
 
+_FEW_CLASSES = 128  # beyond, turning the output weights round takes longer than one product with them
+
 
 class RandomFeatureGaussianProcess(nn.Module):
     r"""Answers logits that fade to indifference away from the training data: ``logits(x) = phi(x) beta``.
@@ -385,6 +387,8 @@ class RandomFeatureGaussianProcess(nn.Module):
         return self.activation(projected)
 
     def _mean(self, features: Tensor) -> Tensor:
+        if self.out_features > _FEW_CLASSES:
+            return (features @ self.beta.to(features.dtype)) * self.feature_scale + self.output_bias.to(features.dtype)
         # (C, M): products with a matrix of few columns, and their gradients, take ten times as long otherwise.
         beta = (self.beta.to(features.dtype) * self.feature_scale).T.contiguous()
         return F.linear(features, beta, self.output_bias.to(features.dtype))
