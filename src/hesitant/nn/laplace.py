@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from hesitant.eager import run_eagerly
@@ -199,14 +198,6 @@ class LaplaceCovariance(nn.Module):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def all_reduce(self) -> None:
-        """Sums over the workers of ``torch.distributed``, each of which added its own share of the data."""
-        data_precision, num_seen = self.data_precision.clone(), self.num_seen.clone()
-        dist.all_reduce(data_precision)
-        dist.all_reduce(num_seen)
-        with self._lock:
-            self._swap("fitted" if float(num_seen) > 0 else "none", data_precision, num_seen, self.ridge_weight)
-
     def mark_stale(self, fit: CovarianceFit | None = None) -> None:
         """Says that the weights have moved: a fitted covariance no longer belongs to them.
 
