@@ -26,10 +26,10 @@ import torch
 from _measuring import machine, peak, save
 from torch import Tensor
 
-from hesitant.evaluation.temperature_fit import fitted, likelihood
-from hesitant.evaluation.temperature_sample import BYTES_HELD, NUMBERS_ASKED, Held
+from hesitant.evaluation.calibration.components import Components
+from hesitant.evaluation.calibration.likelihood import fitted, likelihood
+from hesitant.evaluation.calibration.sample import BYTES_HELD, NUMBERS_ASKED, Held
 from hesitant.inputs import Batch
-from hesitant.methods.leaves import Leaves
 
 RESULTS = Path(__file__).parent / "results" / "calibrate_cost.json"
 SIZES = {"1 x 10": (50_000, 10, 1), "1 x 1000": (20_000, 1000, 1), "100 x 150": (3000, 150, 100)}  # S x C: N, C, S
@@ -44,10 +44,10 @@ def passes(targets: Tensor, classes: int, samples: int, generator: torch.Generat
     return torch.log_softmax(scattered, -1)
 
 
-def leaves_of(logits: Tensor, targets: Tensor | None) -> Leaves:
+def leaves_of(logits: Tensor, targets: Tensor | None) -> Components:
     """Answers them as of passes of equal weight."""
     each = torch.ones(len(logits), dtype=torch.float64)
-    return Leaves(logits, None, 0 * each, each / len(each), targets)
+    return Components(logits, None, 0 * each, each / len(each), targets)
 
 
 def timed(task: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
@@ -95,7 +95,7 @@ def measure_memory() -> dict[str, Any]:
     asked = 0
     found: dict[str, Any] = {}
 
-    def ask(batch: Batch, position: int) -> Leaves:
+    def ask(batch: Batch, position: int) -> Components:
         nonlocal asked
         assert batch.targets is not None
         asked += len(batch.targets)

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from hesitant import DeepEnsemble, fit
 from hesitant.data import two_moons, two_moons_grid
-from hesitant.ensemble_history import EnsembleHistory
 from hesitant.nn.models import DeepResNet
+from hesitant.training.history import EnsembleHistory
 
 RESULTS = Path(__file__).parent / "results"
 MEMBERS, POINTS, BATCH_SIZE, LEARNING_RATE = 10, 1000, 128, 1e-3

@@ -29,9 +29,9 @@ from _measuring import machine, peak, save
 from scipy.stats import binomtest
 
 from hesitant import Prediction
-from hesitant.evaluation.deferral import DeferralPolicy
-from hesitant.evaluation.fixed_sequence import FixedSequences, RankedErrors
-from hesitant.evaluation.risk_bounds import error_tail, smallest_counts, tolerated_errors
+from hesitant.evaluation.deferral.fixed_sequence import FixedSequences, RankedErrors
+from hesitant.evaluation.deferral.policy import DeferralPolicy
+from hesitant.evaluation.deferral.risk_bounds import error_tail, smallest_counts, tolerated_errors
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.evaluation.populations
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from hesitant import MCDropout
 from hesitant.data import two_moons_grid
-from hesitant.methods.masks import Masks
+from hesitant.methods.dropout.masks import Masks
 from hesitant.nn.models import MLP, DeepResNet
 
 RESULTS = Path(__file__).parent / "results"

@@ -43,11 +43,11 @@ from hesitant.demos.methods import NUM_SAMPLES, Task, train_sngp
 from hesitant.demos.result import uncertainty
 from hesitant.demos.two_moons import two_moons_task
 from hesitant.evaluation import accuracy, auroc, ece, nll
-from hesitant.evaluation.temperature import MEAN_FIELD_FACTORS, CalibrationWarning, calibrate
-from hesitant.evaluation.temperature_fit import BOUNDS, likelihood
-from hesitant.evaluation.temperature_sample import Held
+from hesitant.evaluation.calibration.calibrate import MEAN_FIELD_FACTORS, CalibrationWarning, calibrate
+from hesitant.evaluation.calibration.components import leaves
+from hesitant.evaluation.calibration.likelihood import BOUNDS, likelihood
+from hesitant.evaluation.calibration.sample import Held
 from hesitant.inputs import as_batch
-from hesitant.methods.leaves import leaves
 from hesitant.nn.models import DeepResNet
 
 RESULTS = Path(__file__).parent / "results" / "temperature.json"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hesitant.evaluation.fixed_sequence import RankedErrors
+from hesitant.evaluation.deferral.fixed_sequence import RankedErrors
 from hesitant.prediction import Prediction
 
 Function = Callable[[np.ndarray], np.ndarray]

@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from hesitant.evaluation.comparison import Comparison, Cost
+from hesitant.evaluation.comparison.compare import Comparison, Cost
 from hesitant.prediction import Prediction
 
 NASTY = '<script>alert("x")</script>'

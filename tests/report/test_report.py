@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tests.report.comparisons import NASTY, NUM_OOD, compared, of_pictures, of_rows, of_texts
 
-from hesitant.evaluation.comparison_text import cell
+from hesitant.evaluation.comparison.table import cell
 from hesitant.report import report
 
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from hesitant.demos.result import Answers, Figures
-from hesitant.evaluation.comparison import Comparison
-from hesitant.evaluation.comparison_columns import Cost
+from hesitant.evaluation.comparison import Comparison, Cost
 
 __all__ = ["demo_comparison"]
 

@@ -13,7 +13,7 @@ from hesitant.demos.digits_figure import MethodUncertainties, Scans, digits_figu
 from hesitant.demos.methods import Task, chosen_methods
 from hesitant.demos.result import Answers, DemoResult, Figures, require_device, run_method, uncertainty
 from hesitant.files import require_folder
-from hesitant.nn.models import DeepResNet
+from hesitant.nn import DeepResNet
 from hesitant.prediction import Prediction
 from hesitant.report import report
 

@@ -9,10 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from hesitant.methods.deep_ensemble import DeepEnsemble
-from hesitant.methods.deterministic import Deterministic
-from hesitant.methods.mc_dropout import MCDropout
-from hesitant.methods.sngp import SNGP
+from hesitant.methods import SNGP, DeepEnsemble, Deterministic, MCDropout
 from hesitant.nn import SpectralBoundWarning
 from hesitant.prediction import Prediction
 from hesitant.training import History, fit

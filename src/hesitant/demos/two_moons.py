@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from hesitant.data import two_moons, two_moons_grid, two_moons_ood
-from hesitant.data.two_moons import GRID_EXTENT
+from hesitant.data import GRID_EXTENT, two_moons, two_moons_grid, two_moons_ood
 from hesitant.demos.comparison import demo_comparison
 from hesitant.demos.methods import Task, chosen_methods
 from hesitant.demos.result import Answers, DemoResult, Figures, logit_variance, require_device, run_method, uncertainty
 from hesitant.demos.two_moons_figure import MethodSurfaces, two_moons_figure
 from hesitant.files import require_folder
-from hesitant.nn.models import DeepResNet
+from hesitant.nn import DeepResNet
 from hesitant.plots import short
 from hesitant.prediction import Prediction, UnavailableError
 from hesitant.report import report

@@ -1,16 +1,45 @@
-"""Numbers: how accurate, how well calibrated, how good at noticing what is out-of-domain, and when to answer."""
+"""Numbers: how accurate, how well calibrated, how good at noticing what is out-of-domain, and when to answer.
 
-from hesitant.evaluation.bootstrap import Estimate, bootstrap
-from hesitant.evaluation.calibration import Reliability, adaptive_ece, classwise_ece, ece, reliability
-from hesitant.evaluation.classification import accuracy, brier, nll
-from hesitant.evaluation.comparison import Comparison, Cost, compare
+Four rooms: ``metrics``, ``calibration`` (temperatures), ``deferral`` (policies), ``comparison`` (methods side by side);
+``text`` prints numbers and names. Users call what is named here; plots and report build on it.
+Names imported ``as`` themselves are for other rooms, not for users.
+"""
+
+from hesitant.detection import SCORES, Score, uncertainty
+from hesitant.evaluation.calibration import Calibration, CalibrationWarning, calibrate
+from hesitant.evaluation.comparison import (
+    Comparison,
+    Cost,
+    Recommendation,
+    compare,
+    load_predictions,
+    recommend,
+    save_predictions,
+)
 from hesitant.evaluation.deferral import DeferralPolicy
-from hesitant.evaluation.detection import aupr, auroc, fpr95
-from hesitant.evaluation.prediction_files import load_predictions, save_predictions
-from hesitant.evaluation.recommendation import Recommendation, recommend
-from hesitant.evaluation.scores import SCORES, Score, uncertainty
-from hesitant.evaluation.selective import RiskCoverage, aurc, e_aurc, risk_coverage
-from hesitant.evaluation.temperature import Calibration, CalibrationWarning, calibrate
+from hesitant.evaluation.metrics import (
+    Estimate,
+    Reliability,
+    RiskCoverage,
+    accuracy,
+    adaptive_ece,
+    aupr,
+    aurc,
+    auroc,
+    bootstrap,
+    brier,
+    classwise_ece,
+    e_aurc,
+    ece,
+    fpr95,
+    nll,
+    reliability,
+    risk_coverage,
+)
+from hesitant.evaluation.text import decimals as decimals
+from hesitant.evaluation.text import isolated as isolated
+from hesitant.evaluation.text import without_controls as without_controls
+from hesitant.evaluation.text import without_overrides as without_overrides
 
 __all__ = [
     "SCORES",

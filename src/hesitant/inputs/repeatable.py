@@ -11,7 +11,7 @@ from torch import Tensor
 from hesitant.inputs.batch import Batch, mapped, num_inputs
 from hesitant.inputs.batch_size import require_batch_size
 from hesitant.inputs.data import Data, Examples, Loader, Rows, batches, example_of, understood
-from hesitant.inputs.shares import in_order
+from hesitant.inputs.worker_shares import in_order
 
 
 class RepeatableData:

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from hesitant.methods.tempering import Tempered
+from hesitant.methods.temperature import Tempered
 
 
 def calibration_digest(method: Tempered, **options: Any) -> str:

@@ -13,6 +13,7 @@ from hesitant.inputs import Batch, as_class_targets, batches, map_tensors, tenso
 from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.mc_dropout import MCDropout
+from hesitant.methods.members import DeterministicMembers, require_own_weights, require_same_shapes
 from hesitant.methods.outputs import (
     Ending,
     Outputs,
@@ -22,14 +23,11 @@ from hesitant.methods.outputs import (
     require_rows,
     with_logits,
 )
-from hesitant.methods.own_weights import require_own_weights
-from hesitant.methods.plain_members import PlainMembers, require_same_shapes
 from hesitant.methods.random_state import derived_seed, random_state_kept, require_seed, seed_all
 from hesitant.methods.sngp import SNGP
-from hesitant.methods.tempering import Tempered, tempered
+from hesitant.methods.temperature import Tempered, tempered
 from hesitant.methods.wrapper import Gathered, ModelWrapper, bind_forward, device_of
-from hesitant.mixture import Mixture
-from hesitant.prediction import Prediction
+from hesitant.prediction import Mixture, Prediction
 
 _BATCHES_AT_ONCE, _BYTES_AT_ONCE = 16, 2**26  # what every member is asked about before the next batches are read
 _NO_SPLIT = (
@@ -276,11 +274,11 @@ class DeepEnsemble(Tempered):
         for position, group in enumerate(_grouped(given, together=shared)):
             yield group, derived_seed(int(seed), position)
 
-    def _plain_members(self) -> PlainMembers | None:
+    def _plain_members(self) -> DeterministicMembers | None:
         """Answers the members, if all of them are plain models."""
         methods = (ModelWrapper, DeepEnsemble)
         plain = all(type(member) is Deterministic or not isinstance(member, methods) for member in self.members)
-        return PlainMembers(list(self.members), self.vectorize, self.outputs, self.ending) if plain else None
+        return DeterministicMembers(list(self.members), self.vectorize, self.outputs, self.ending) if plain else None
 
     def _answers(
         self, group: Sequence[Batch], temperature: float, seed: int, options: dict[str, Any]

@@ -6,13 +6,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hesitant.eager import run_eagerly
 from hesitant.inputs import Batch, as_class_targets, batches
 from hesitant.methods.calibration_digest import calibration_digest
-from hesitant.methods.dropout_passes import DropoutPasses
+from hesitant.methods.dropout import DropoutPasses
 from hesitant.methods.outputs import Outputs, with_logits
 from hesitant.methods.random_state import require_seed
 from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of
+from hesitant.nn import run_eagerly
 from hesitant.prediction import Prediction
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hesitant.simplex import exact_log, two_class_logits
+from hesitant.prediction import exact_log, two_class_logits
 
 Outputs = Literal["logits", "probabilities"]
 

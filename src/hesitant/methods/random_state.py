@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.random.bit_generator import ISeedSequence
 
-from hesitant.eager import run_eagerly
+from hesitant.nn import run_eagerly
 
 
 @contextmanager

@@ -8,30 +8,38 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hesitant.eager import exporting, run_eagerly
 from hesitant.inputs import Batch, as_class_targets, batches, several_workers, shared_batches
 from hesitant.methods.calibration_digest import calibration_digest
-from hesitant.methods.fingerprint import fingerprint
 from hesitant.methods.gaussian_head import (
     continuation,
     counted_features,
     find_classifier,
+    fingerprint,
     idle_copies,
     monte_carlo,
     only_call,
+    raise_together,
     repeating,
+    share_weights,
 )
 from hesitant.methods.outputs import Outputs, require_kind
 from hesitant.methods.random_state import require_seed
 from hesitant.methods.replica import in_eval_mode
-from hesitant.methods.tempering import taken
-from hesitant.methods.workers import raise_together, share_weights
+from hesitant.methods.temperature import taken
 from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of, prediction_of
-from hesitant.nn import CovarianceError, GaussianLogits, RandomFeatureGaussianProcess, SpectralNormalizer
-from hesitant.nn.laplace import CovarianceState
-from hesitant.nn.recording import GaussianProcessCall, recorded
-from hesitant.nn.spectral_norm import ConvNorm
-from hesitant.nn.weight_watch import WeightWatch
+from hesitant.nn import (
+    ConvNorm,
+    CovarianceError,
+    CovarianceState,
+    GaussianLogits,
+    GaussianProcessCall,
+    RandomFeatureGaussianProcess,
+    SpectralNormalizer,
+    WeightWatch,
+    exporting,
+    recorded,
+    run_eagerly,
+)
 from hesitant.prediction import Prediction
 
 _FACTOR_KEY = "mean_field_factor"

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hesitant.checks import as_floating
 from hesitant.inputs import Batch
 from hesitant.methods.outputs import (
     Ending,
@@ -20,9 +19,8 @@ from hesitant.methods.outputs import (
     require_rows,
     with_logits,
 )
-from hesitant.methods.tempering import Tempered, tempered
-from hesitant.prediction import Prediction
-from hesitant.simplex import two_class_logits
+from hesitant.methods.temperature import Tempered, tempered
+from hesitant.prediction import Prediction, as_floating, two_class_logits
 
 
 class ModelWrapper(Tempered):

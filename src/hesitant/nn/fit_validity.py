@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hesitant.eager import run_eagerly
+from hesitant.nn.compilation import run_eagerly
 from hesitant.nn.laplace import CovarianceFit, LaplaceCovariance
 from hesitant.nn.weight_watch import WeightWatch
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hesitant.eager import exporting, run_eagerly
+from hesitant.nn.compilation import exporting, run_eagerly
 from hesitant.nn.fit_validity import FitValidity
 from hesitant.nn.gaussian_logits import GaussianLogits
 from hesitant.nn.kernel_scale import KernelScale

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hesitant.eager import run_eagerly
+from hesitant.nn.compilation import run_eagerly
 from hesitant.nn.own_lock import OwnLock
 from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from hesitant.eager import run_eagerly
 from hesitant.nn.bounded_layers import find_layers
+from hesitant.nn.compilation import run_eagerly
 from hesitant.nn.layer_group import NEVER, LayerGroup, ProjectionStep, bit_checksum, refuse_sharded, shrink, stack
 from hesitant.nn.power_iteration import (
     ConvOperator,

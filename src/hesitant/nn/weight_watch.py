@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from hesitant.eager import run_eagerly
+from hesitant.nn.compilation import run_eagerly
 
 _NUMBERS = 16  # that a look reads from the weights
 _LIVING: "weakref.WeakSet[WeightWatch]" = weakref.WeakSet()

@@ -2,7 +2,8 @@
 
 Every function takes an `Axes` and returns it (`ax=None` makes one). No global style is touched. Colours come from
 perceptually uniform maps and from the Okabe-Ito palette; whatever is told apart by colour also differs in shape or
-hatching, so that print and colour-blind readers lose nothing.
+hatching, so that print and colour-blind readers lose nothing. ``style`` has what all share. Users, the demos and the
+report call it.
 """
 
 from hesitant.plots.calibration import reliability_diagram

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hesitant.evaluation.calibration import Reliability, reliability
+from hesitant.evaluation.metrics import Reliability, reliability
 from hesitant.plots.style import CLASS_COLORS, INK, LEGEND_SIZE, MUTED, OOD_COLOR, given_or_new, open_frame, short
 from hesitant.prediction import Prediction
 

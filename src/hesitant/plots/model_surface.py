@@ -9,11 +9,10 @@ from matplotlib import colors
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from hesitant.checks import as_tensor
-from hesitant.evaluation.scores import Score, uncertainty
+from hesitant.detection import Score, uncertainty
 from hesitant.plots.style import UNCERTAINTY_MAP, given_or_new
 from hesitant.plots.surfaces import surface
-from hesitant.prediction import Prediction
+from hesitant.prediction import Prediction, as_tensor
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hesitant.evaluation.arguments import as_scores
+from hesitant.evaluation.metrics import as_scores
 from hesitant.plots.style import CLASS_COLORS, INK, LEGEND_SIZE, OOD_COLOR, as_label, given_or_new, open_frame
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hesitant.evaluation.scores import Score
-from hesitant.evaluation.selective import RiskCoverage, risk_coverage
+from hesitant.detection import Score
+from hesitant.evaluation.metrics import RiskCoverage, risk_coverage
 from hesitant.plots.style import (
     CLASS_COLORS,
     CLASS_MARKERS,

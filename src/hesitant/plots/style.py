@@ -7,8 +7,7 @@ from matplotlib import colors
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from hesitant.evaluation.decimals import decimals
-from hesitant.evaluation.plain_text import without_controls
+from hesitant.evaluation import decimals, without_controls
 
 # The palette of Okabe and Ito, which colour-blind readers tell apart; each colour goes with a shape of its own.
 CLASS_COLORS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#222222")

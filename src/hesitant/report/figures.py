@@ -13,11 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hesitant.evaluation.comparison import Comparison
-from hesitant.evaluation.comparison_columns import figure_text
-from hesitant.evaluation.plain_text import isolated
-from hesitant.evaluation.recommendation import Recommendation
-from hesitant.evaluation.scores import uncertainty
+from hesitant.detection import uncertainty
+from hesitant.evaluation import isolated
+from hesitant.evaluation.comparison import Comparison, Recommendation, figure_text
 from hesitant.plots import reliability_diagram, risk_coverage_curves, score_histogram
 from hesitant.report.verdict import listed, percent
 

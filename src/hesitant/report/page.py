@@ -6,10 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from hesitant.evaluation.comparison import Comparison
-from hesitant.evaluation.comparison_text import cell
-from hesitant.evaluation.plain_text import isolated, without_overrides
-from hesitant.evaluation.recommendation import Outcome, Recommendation, recommend
+from hesitant.evaluation import isolated, without_overrides
+from hesitant.evaluation.comparison import Comparison, Outcome, Recommendation, cell, recommend
 from hesitant.files import write_text
 from hesitant.report.figures import reliability_pictures, risk_coverage_picture, score_pictures
 from hesitant.report.shown_inputs import Look, galleries

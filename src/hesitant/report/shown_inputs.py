@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hesitant.evaluation.comparison import Comparison, Inputs
-from hesitant.evaluation.plain_text import isolated
-from hesitant.evaluation.recommendation import Recommendation
-from hesitant.evaluation.scores import uncertainty
+from hesitant.detection import uncertainty
+from hesitant.evaluation import isolated
+from hesitant.evaluation.comparison import Comparison, Inputs, Recommendation
 from hesitant.prediction import Prediction
 from hesitant.report.appearance import Appearance, appearance
 from hesitant.report.verdict import percent

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from hesitant.evaluation.comparison import Comparison
-from hesitant.evaluation.plain_text import isolated
-from hesitant.evaluation.recommendation import Outcome, Recommendation
+from hesitant.evaluation import isolated
+from hesitant.evaluation.comparison import Comparison, Outcome, Recommendation
 
 __all__ = ["KeyFigure", "Verdict", "limit", "listed", "percent", "verdict"]
 

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from hesitant.nn import GaussianLogits
-from hesitant.prediction import Prediction
-from hesitant.simplex import two_class_logits
+from hesitant.prediction import Prediction, two_class_logits
 
 _SAMPLES_AT_ONCE = 2**22  # numbers, 16 MiB in float32
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hesitant.methods.gaussian_head.continuation import at_positions, picked_positions
 from hesitant.methods.outputs import logits_of
 from hesitant.methods.replica import in_eval_mode
-from hesitant.nn.recording import GaussianProcessCall, recorded
+from hesitant.nn import GaussianProcessCall, recorded
 
 
 def counted_features(

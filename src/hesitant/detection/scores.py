@@ -1,0 +1,70 @@
+"""One number an input that says how unsure a prediction is: to detect by, to rank by, to defer by."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from hesitant.prediction import Prediction, in_parts
+
+__all__ = ["SCORES", "Score", "uncertainty"]
+
+Score = Literal["confidence", "predictive_entropy", "mutual_information", "logit_variance", "dempster_shafer", "energy"]
+SCORES: tuple[Score, ...] = get_args(Score)
+
+
+def uncertainty(prediction: Prediction, score: Score = "confidence") -> Tensor:
+    """How unsure `prediction` is of each input: `(B,)` float64 on its device, higher means less sure.
+
+    - `"confidence"`: `1 - max_c p_c`, in [0, 1 - 1/C], from the log-probabilities: where the confidences round to 1
+      they keep their order, down to 1e-300 (Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136).
+    - `"predictive_entropy"`: `-sum_c p_c log p_c`, in [0, log C], the total uncertainty.
+    - `"mutual_information"`: total less aleatoric, in [0, log C] (Houlsby et al. 2011,
+      https://arxiv.org/abs/1112.5745). Needs samples or members.
+    - `"logit_variance"`: the mean over classes of the variance of the logits, at least 0. Needs SNGP.
+    - `"dempster_shafer"`: `K / (K + sum_c exp logit_c)` with `K = C`, in [0, 1] (Sensoy et al. 2018,
+      https://arxiv.org/abs/1806.01768; of SNGP, Liu et al. 2020, https://arxiv.org/abs/2006.10108). Needs logits.
+    - `"energy"`: `-log sum_c exp logit_c` (Liu et al. 2020, https://arxiv.org/abs/2010.03759); ranks as
+      `"dempster_shafer"` does, and does not round. Needs logits.
+
+    The last two look at the size of the logits, which softmax does not see: a shift of them all changes the score. Of a
+    model with a single logit, whose other is 0, they say little.
+
+    Args:
+        prediction: of `B >= 0` inputs.
+        score: one of `SCORES`.
+
+    Raises:
+        UnavailableError: the method that made `prediction` cannot give this score.
+        ValueError: `score` is none of `SCORES`.
+    """
+    if score not in SCORES:
+        raise ValueError(f"score is {score!r}, expected one of {', '.join(map(repr, SCORES))}")
+    return in_parts(prediction, lambda part: _of_part(part, score))
+
+
+def _of_part(prediction: Prediction, score: Score) -> Tensor:
+    if score == "confidence":
+        return _complement(prediction.log_probs.double())
+    if score == "predictive_entropy":
+        return prediction.predictive_entropy.double()
+    if score == "mutual_information":
+        return prediction.mutual_information.double()
+    if score == "logit_variance":
+        return prediction.logit_variance.double().mean(dim=-1)
+    log_evidence = prediction.logits.double().logsumexp(dim=-1)
+    if score == "energy":
+        return -log_evidence
+    return torch.sigmoid(math.log(prediction.probs.shape[1]) - log_evidence)
+
+
+def _complement(log_probs: Tensor) -> Tensor:
+    """`1 - max_c p_c` of float64 log-probabilities `(b, C)`."""
+    largest, label = log_probs.max(dim=-1)  # (b,)
+    complement = -torch.expm1(largest)
+    saturated = largest == 0
+    if bool(saturated.any()):  # where float32 could not hold even the logarithm of the largest, the others tell
+        others = log_probs[saturated].exp().scatter(-1, label[saturated].unsqueeze(-1), 0.0)
+        complement[saturated] = others.sum(dim=-1)
+    return complement

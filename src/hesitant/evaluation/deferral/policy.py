@@ -1,0 +1,324 @@
+"""Which inputs to answer and which to hand over to a person, with a promise of how many answers are wrong."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hesitant.detection import Score, uncertainty
+from hesitant.evaluation.deferral.fixed_sequence import FixedSequences, RankedErrors, inputs_needed, least_promise
+from hesitant.evaluation.deferral.possible_policies import check_score, check_share, require_possible
+from hesitant.evaluation.metrics import known_targets
+from hesitant.files import parse_json, write_text
+from hesitant.prediction import Prediction
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["DeferralPolicy"]
+
+_VERSION = 2
+_LARGEST_FILE = 2**16  # bytes: save writes a few hundred
+_MAX_RISK, _DELTA = 0.01, 0.05
+
+
+@dataclass(frozen=True)
+class DeferralPolicy:
+    """Answers the inputs whose uncertainty is below a threshold, and hands the others over.
+
+    Made by `DeferralPolicy.calibrate`, either for a risk (`max_risk` and `delta` are set) or for a `budget`.
+
+    **Which data may be used for what.** Five parts of the data, of which no two share an input: *train* sets the
+    weights (and SNGP's covariance); *validation* says when to stop, and which of several models or settings to take;
+    *tune* is for `hesitant.evaluation.calibrate`, which fits a temperature or a mean-field factor; on *choose* the
+    policy is calibrated; *test* is for what is reported. Validation and tune may be one part. Choose may be no other:
+    on data that served to make the model, it is more confident and more accurate than on new ones, and the promise
+    would be broken unseen. Once a policy has been looked at on test, and another one made for that reason, test is
+    choose, and a new test is due. `hesitant.data.split` makes disjoint parts, stratified by class, from a seed.
+
+    Attributes:
+        threshold: an input is answered if `uncertainty(prediction, score)` is below it; infinite: all are answered.
+        score: one of `SCORES`.
+        num_calibration: the inputs that the threshold was found on.
+        num_accepted: those among them that are answered.
+        num_errors: those among the answered that were wrong; None where the targets were not known.
+        max_risk: the error rate among answered inputs that is promised, in (0, 1); None for a budget.
+        delta: the probability of calibration data that break the promise, in (0, 1); None for a budget.
+        budget: the share of inputs to hand over, in (0, 1); None for a risk.
+        calibration: of the method that made the calibration predictions, and of its temperature, mean-field factor and
+            posterior, a digest of 16 hex digits: predictions of another one are refused. None for predictions that were
+            made by hand.
+
+    Raises:
+        TypeError: an attribute has the wrong type.
+        ValueError: an attribute is out of range, or they contradict each other: no calibration can have made them.
+    """
+
+    threshold: float
+    score: Score
+    num_calibration: int
+    num_accepted: int
+    num_errors: int | None = None
+    max_risk: float | None = None
+    delta: float | None = None
+    budget: float | None = None
+    calibration: str | None = None
+
+    def __post_init__(self) -> None:
+        require_possible(self)
+
+    @classmethod
+    def calibrate(
+        cls,
+        prediction: Prediction,
+        *,
+        targets: "Tensor | ArrayLike | None" = None,
+        max_risk: float = _MAX_RISK,
+        delta: float = _DELTA,
+        score: Score = "confidence",
+        budget: float | None = None,
+    ) -> "DeferralPolicy":
+        """The policy that answers the most inputs for a promised risk, or hands over a given share of them.
+
+        **For a risk.** With probability `1 - delta` over the calibration data, `P(wrong | answered) <= max_risk` for
+        new inputs: the error rate in the population, about which that of a finite sample scatters. Thresholds are
+        tested in a fixed sequence by exact binomial tails. Nothing is assumed about the model, nor that its
+        uncertainties mean anything: bad ones cost coverage, not the promise. The module
+        `hesitant.evaluation.deferral.fixed_sequence` states the argument and its sources.
+
+        **For a budget.** Hands over the most uncertain part: of new inputs at most `budget`, on average over
+        calibration data. For one policy the share scatters: where scores do not tie it is a `Beta(B + 1 - k, k)`
+        variable with `k = ceil((1 - budget) (B + 1))`; for a tenth of 1,000 inputs, 8 to 12 % in 19 cases of 20. Tied
+        inputs are kept together, on the side that hands over less. No risk is promised, and no targets are needed.
+
+        **What breaks either promise.** Calibration data and new inputs must be independent draws of one kind. Inputs
+        from elsewhere (another camera, another year, out-of-domain ones), frames of one video, or data from which the
+        hard cases were taken out, are not. Nor may the calibration data have served for anything else: a model that was
+        trained, stopped early or tempered on them is more confident and more accurate on them than on others
+        (`DeferralPolicy` says which data may be used for what). Nor may one policy be chosen of several made on the
+        same data: each may fail with probability `delta`, and the best-looking does so more often. Give each of ten
+        `delta / 10`, and all hold together.
+
+        Args:
+            prediction: of `B >= 1` inputs that the model has not seen.
+            targets: `(B,)` integers in [0, C); by default those of `prediction`.
+            max_risk: in (0, 1).
+            delta: in (0, 1).
+            score: what to rank by, as in `uncertainty`.
+            budget: in (0, 1); hands over this share, without `max_risk` and `delta`.
+
+        Raises:
+            TypeError: `targets` are not integers, or a number is none.
+            UnavailableError: `prediction` has no such score.
+            ValueError: nothing can be promised (says what could be, and about how many inputs it would take); a number
+                is out of range; there are no inputs or targets, or they do not fit.
+            ImportError: SciPy is not installed.
+        """
+        check_score(score)
+        for name, value in (("max_risk", max_risk), ("delta", delta), ("budget", budget)):
+            if value is not None:
+                check_share(name, value)
+        if budget is None:
+            return cls._for_risk(prediction, known_targets(prediction, targets), score, max_risk, delta)
+        if (max_risk, delta) != (_MAX_RISK, _DELTA):
+            raise ValueError(
+                f"budget is {budget} and max_risk {max_risk}, delta {delta}: a budget promises no risk. Leave out "
+                "max_risk and delta, or budget"
+            )
+        known = prediction.targets is not None or targets is not None
+        return cls._for_budget(prediction, known_targets(prediction, targets) if known else None, score, budget)
+
+    @classmethod
+    def _for_risk(
+        cls, prediction: Prediction, targets: Tensor, score: Score, max_risk: float, delta: float
+    ) -> "DeferralPolicy":
+        scores, order = _scores(prediction, score).sort()
+        wrong = (prediction.labels != targets).cpu()[order]
+        errors = torch.cat([torch.zeros(1, dtype=torch.int64), wrong.cumsum(0)])  # (B + 1,)
+        ranked = RankedErrors(scores.numpy(), errors.numpy())
+        accepted = FixedSequences.plan(len(ranked), max_risk, delta).largest_accepted(ranked)
+        if accepted == 0:
+            raise ValueError(_refusal(ranked, max_risk, delta))
+        return cls(
+            threshold=float(scores[accepted]) if accepted < len(scores) else math.inf,
+            score=score,
+            num_calibration=len(scores),
+            num_accepted=accepted,
+            num_errors=int(errors[accepted]),
+            max_risk=max_risk,
+            delta=delta,
+            calibration=prediction.calibration,
+        )
+
+    @classmethod
+    def _for_budget(
+        cls, prediction: Prediction, targets: Tensor | None, score: Score, budget: float
+    ) -> "DeferralPolicy":
+        handed_over = math.floor(round(budget * (len(prediction) + 1), 9))  # of the inputs and a new one
+        if handed_over == 0:
+            raise ValueError(
+                f"prediction has {len(prediction)} inputs, expected at least {math.ceil(round(1 / budget, 9)) - 1}: a "
+                f"budget of {budget:g} hands over less than one of so few. Calibrate on more, or raise the budget"
+            )
+        scores = _scores(prediction, score)
+        kept = max(len(scores) + 1 - handed_over, 1)
+        largest = scores.sort().values[kept - 1].item()
+        accepted = scores <= largest
+        return cls(
+            threshold=math.nextafter(largest, math.inf),
+            score=score,
+            num_calibration=len(scores),
+            num_accepted=int(accepted.sum()),
+            num_errors=None if targets is None else int((accepted & (prediction.labels != targets).cpu()).sum()),
+            budget=budget,
+            calibration=prediction.calibration,
+        )
+
+    @property
+    def coverage(self) -> float:
+        """The share of the calibration inputs that are answered, in [0, 1]."""
+        return self.num_accepted / self.num_calibration
+
+    @property
+    def risk_bound(self) -> float | None:
+        """What the error rate among answered inputs is promised not to exceed: `max_risk`; None for a budget."""
+        return self.max_risk
+
+    @property
+    def risk(self) -> float | None:
+        """The error rate among the answered calibration inputs, in [0, 1]; None without targets or without answers.
+
+        What was seen, not what is promised: the threshold was chosen on these inputs.
+        """
+        return None if self.num_errors is None or self.num_accepted == 0 else self.num_errors / self.num_accepted
+
+    def accept(self, prediction: Prediction) -> Tensor:
+        """Which inputs to answer: `(B,)` booleans on the device of `prediction`; the others go to a person.
+
+        The same on every device: the scores are compared on the CPU, in float64.
+
+        Args:
+            prediction: of `B >= 0` inputs, made as the calibration data's was.
+
+        Raises:
+            UnavailableError: `prediction` does not have the score of this policy.
+            ValueError: it was made by another method, or after another calibration, than the calibration data's.
+        """
+        _require_same_calibration(self.calibration, prediction.calibration)
+        return (_scores(prediction, self.score) < self.threshold).to(prediction.probs.device)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the policy to a JSON file, whole or not at all; `load` answers it with the same bits.
+
+        Args:
+            path: of the file; one that is there is replaced.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        content: dict[str, Any] = {"format": "hesitant.DeferralPolicy", "version": _VERSION, **asdict(self)}
+        if math.isinf(self.threshold):
+            content["threshold"] = "inf"  # JSON has no such number
+        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "DeferralPolicy":
+        """The policy that `save` wrote to `path`.
+
+        Raises:
+            OSError: the file is not there, or cannot be read.
+            ValueError: it holds something else, or another version, or was changed to what cannot be; the error names
+                the file and what is wrong.
+        """
+        with Path(path).open("rb") as file:
+            text = file.read(_LARGEST_FILE + 1)
+        if len(text) > _LARGEST_FILE:
+            raise ValueError(f"{path} is too large to be a policy: pass a file that DeferralPolicy.save wrote")
+        try:
+            content = parse_json(text.decode("utf-8"))
+        except ValueError as error:  # of JSON or of UTF-8
+            raise ValueError(f"{path} is no JSON ({error}): pass a file that DeferralPolicy.save wrote") from error
+        if not isinstance(content, dict) or content.pop("format", None) != "hesitant.DeferralPolicy":
+            raise ValueError(f"{path} holds no DeferralPolicy: pass a file that DeferralPolicy.save wrote")
+        version = content.pop("version", None)
+        if type(version) is not int or version != _VERSION:
+            raise ValueError(
+                f"{path} has version {version!r}, expected {_VERSION}: load it with the hesitant that wrote it, or "
+                "calibrate again"
+            )
+        names = {field.name for field in fields(cls)}
+        if content.keys() != names:
+            raise ValueError(
+                f"{path} lacks {sorted(names - content.keys())} and has {sorted(content.keys() - names)} besides: "
+                "calibrate and save the policy again"
+            )
+        if content["threshold"] == "inf":
+            content["threshold"] = math.inf
+        try:
+            return cls(**content)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} was changed: {error}") from error
+
+    def __repr__(self) -> str:
+        """What it promises, and what it answered of the calibration data."""
+        everything = math.isinf(self.threshold)
+        rule = "answers everything" if everything else f"answers {self.score} score < {self.threshold:.4g}"
+        if self.max_risk is not None and self.delta is not None:
+            promise = f"risk <= {self.max_risk:.4g} with probability {1 - self.delta:.4g}"
+        else:
+            promise = f"hands over {self.budget:.4g}"
+        seen = "" if self.risk is None else f" with error rate {self.risk:.3g}"
+        return f"DeferralPolicy({rule}; {promise}; {self.coverage:.1%} of {self.num_calibration} inputs{seen})"
+
+
+def _require_same_calibration(policy: str | None, prediction: str | None) -> None:
+    if policy == prediction:
+        return
+    if policy is None:
+        reason = f"a method made prediction ({prediction}), those that the policy was calibrated on were made by hand"
+    elif prediction is None:
+        reason = f"prediction was made by hand, those that the policy was calibrated on by a method ({policy})"
+    else:
+        reason = (
+            f"prediction was made by another method, or with another temperature, mean-field factor or posterior "
+            f"({prediction}), than those that the policy was calibrated on ({policy})"
+        )
+    raise ValueError(f"{reason}: predict as for the calibration data, or calibrate a policy for predictions like this")
+
+
+def _scores(prediction: Prediction, score: Score) -> Tensor:
+    # On the CPU: another device's last bit would decide about inputs that lie on the threshold.
+    return uncertainty(prediction.to("cpu"), score)
+
+
+def _refusal(ranked: RankedErrors, max_risk: float, delta: float) -> str:
+    inputs, errors = len(ranked), int(ranked.errors[-1])
+    without_error = math.ceil(math.log(delta) / math.log1p(-max_risk))
+    could = least_promise(ranked, max_risk, delta)
+    instead = (
+        ". On these inputs not even a risk below 1 can be promised"
+        if could is None
+        else f", or ask for less: on these inputs max_risk={could:g} could be promised (decide before looking at the "
+        "data it is calibrated on)"
+    )
+    if inputs < without_error:
+        what = (
+            f"it takes {without_error} inputs answered without an error, {without_error - inputs} more at least. "
+            "Calibrate on more inputs"
+        )
+    else:
+        needed = inputs_needed(ranked, max_risk, delta)
+        what = (
+            "even among the most confident ones errors are too frequent to hope that more inputs would do. Take a "
+            "better model or another score"
+            if needed is None
+            else f"about {max(needed, inputs + 1)} inputs of this kind would do. Calibrate on more inputs"
+        )
+    return (
+        f"max_risk={max_risk:g} cannot be promised at delta={delta:g} from {inputs} inputs, {errors} of them wrong: "
+        f"{what}{instead}"
+    )

@@ -1,0 +1,291 @@
+"""The passes of one call of Monte Carlo dropout: which of them run together, and which one after the other."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hesitant.inputs import Batch, map_tensors, num_inputs, tensors_of
+from hesitant.methods.dropout.dropping_replicas import dropout_layers, dropping_replicas
+from hesitant.methods.dropout.light_pass import LightPass
+from hesitant.methods.dropout.masks import Masks, MasksAhead
+from hesitant.methods.dropout.recorded_pass import DropoutPass, FirstPass, ModelWrittenError
+from hesitant.methods.dropout.replayed_passes import FurtherPasses, OtherCourseError
+from hesitant.methods.operation_calls import address
+from hesitant.methods.outputs import Ending, OutputProbe, Outputs, log_probs_of, logits_of, require_kind, require_rows
+from hesitant.methods.random_state import pass_seeds
+from hesitant.methods.temperature import tempered
+from hesitant.prediction import Mixture
+
+# The largest tensor of passes that run together: half of what the cache of a CPU's core holds, or more where most
+# operations are passed over, which costs something each time; and what keeps a GPU busy.
+_BYTES_AT_ONCE = {False: 2**19, True: 8 * 2**20}
+_BYTES_AT_ONCE_ELSEWHERE = 256 * 2**20
+_WORTH_KEEPING = 0.5  # the share of operations from which on passing them over saves more than it costs
+_PASSES_AT_ONCE = 16  # to be averaged together
+_ROUNDING = {False: 2e-3, True: 5e-2}  # of probabilities, in half precision or not: a pass alone and among others
+# So few passes of so small a model, on so few inputs, are over before it is known which of them could run together.
+_FEW_PASSES = 16
+_FEW_NUMBERS = 2**17
+
+Mode = TypeVar("Mode", bound=DropoutPass | LightPass)
+
+
+class DropoutPasses:
+    """The passes of one call, batch after batch, on replicas of the model.
+
+    Args:
+        model: What runs.
+        num_samples: S, how many passes.
+        shared: Whether all inputs of a pass have the same masks.
+        chunk_size: How many passes run together; None chooses.
+        stochastic_depth: Whether whole layers are dropped too.
+        outputs: What the model answers.
+        ending: What is known of how its code ends; the first pass looks.
+        temperature: What divides each pass's logits.
+        seed: Of the masks.
+        device: Where the model is.
+
+    Attributes:
+        output: What the model answered in the last batch's first pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_samples: int,
+        shared: bool,
+        chunk_size: int | None,
+        stochastic_depth: bool,
+        outputs: Outputs,
+        ending: Ending,
+        temperature: float,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.model, self.num_samples, self.chunk_size = model, num_samples, chunk_size
+        self.shared, self.temperature, self.seed, self.device = shared, temperature, seed, device
+        self.output: Any = None
+        self._replicas = dropping_replicas(model, stochastic_depth=stochastic_depth)
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+        self._one_pass: type[DropoutPass | LightPass] = DropoutPass if scripted else LightPass
+        self._outputs: Outputs = outputs
+        self._ending = ending
+        self._seeds = pass_seeds(num_samples, seed, 0)
+        self._verified: set[int] = set()  # numbers of inputs for which passes are known to run together
+        self._apart = False  # until passes turn out not to run together
+        self._copies_inputs = False  # until the model turns out to write to them
+        self._half = False
+        self._last_guarded: tuple[Batch, set[int]] | None = None
+        self._shared_shapes: list[tuple[int, ...]] | None = None
+
+    def mixture(self, batch: Batch, position: int) -> Mixture:
+        """Answers the mixture of all passes."""
+        answer: Mixture | None = None
+        for log_probs in self.passes(batch, position):
+            part = Mixture.of_passes(log_probs)
+            answer = part if answer is None else answer.merged(part)
+        assert answer is not None
+        return answer
+
+    def passes(self, batch: Batch, position: int) -> Iterator[Tensor]:
+        """Gives the log-probabilities ``(s, B, C)`` of some passes at a time, ``num_samples`` in all."""
+        if position > 0 and not self.shared:
+            self._seeds = pass_seeds(self.num_samples, self.seed, position)
+        # Only now: a low temperature enlarges the rounding by which passes are told to run together.
+        return (tempered(log_probs, self.temperature) for log_probs in self._untempered(batch))
+
+    # ---------------------------------------------------------------- inside
+
+    def _untempered(self, batch: Batch) -> Iterator[Tensor]:
+        rows = num_inputs(batch)
+        if self._apart or self._is_small(batch):
+            yield from self._one_by_one(batch, rows, 0)
+            return
+        first = self._first(batch, rows)
+        logits = logits_of(self.output)
+        done = 0
+        if not self.shared:
+            yield self._log_probs(logits, rows, 1)
+            done = 1
+        size = self._size(first)
+        while done < self.num_samples and (size > 1 or self.shared or first.once >= _WORTH_KEEPING):
+            times = min(size, self.num_samples - done)
+            try:
+                yield self._together(first, batch, rows, times, done)
+                done += times
+            except OtherCourseError as error:
+                if self.shared:
+                    raise ValueError(f"masks='shared' cannot be kept: {error}. Use masks='per_input'.") from None
+                if size == 1 or first.once < _WORTH_KEEPING:
+                    self._apart = True
+                    break
+                size = 1
+        yield from self._one_by_one(batch, rows, done)
+
+    def _is_small(self, batch: Batch) -> bool:
+        if self.shared or self.chunk_size or not 1 < self.num_samples <= _FEW_PASSES or self.device.type != "cpu":
+            return False
+        numbers = 0
+        for tensors in (tensors_of(batch), self.model.parameters()):
+            for tensor in tensors:
+                numbers += tensor.numel()
+                if numbers > _FEW_NUMBERS:
+                    return False
+        return True
+
+    def _one_by_one(self, batch: Batch, rows: int, done: int) -> Iterator[Tensor]:
+        """Gives the log-probabilities of the passes that are left, each computed whole."""
+        for start in range(done, self.num_samples, _PASSES_AT_ONCE):
+            outputs, drew = [], False
+            ahead = MasksAhead(self._seeds[start : start + _PASSES_AT_ONCE])
+            for index in range(min(_PASSES_AT_ONCE, self.num_samples - start)):
+                mode, output = self._run(partial(self._alone, ahead, index, batch), batch)
+                outputs.append(logits_of(output))
+                self._require_rows(outputs[-1], rows)
+                if start + index == 0:
+                    self.output = output
+                    self._look_at(outputs[-1])
+                drew |= mode.drew
+            log_probs = self._log_probs(torch.cat(outputs), rows, len(outputs))
+            if start == 0 and (not drew or bool((log_probs == log_probs[:1]).all())):
+                self._first(batch, rows)  # raises where no dropout can have a part in the answer
+            yield log_probs
+
+    def _alone(self, ahead: MasksAhead, index: int, batch: Batch) -> DropoutPass | LightPass:
+        return self._one_pass(ahead.of(index), self._guarded(batch))
+
+    def _first(self, batch: Batch, rows: int) -> FirstPass:
+        """Runs the first pass, and requires that its dropout has a part in the answer."""
+
+        def mode() -> FirstPass:
+            known = self._replicas.memory | self._replicas.copies | set(map(address, tensors_of(batch)))
+            return FirstPass(self._masks(0, 1), self._guarded(batch), rows, known)
+
+        first, self.output = self._run(mode, batch)
+        logits = logits_of(self.output)
+        self._require_rows(logits, rows)
+        self._look_at(logits)
+        self._require_dropout(first, logits)
+        return first
+
+    def _together(self, first: FirstPass, batch: Batch, rows: int, times: int, done: int) -> Tensor:
+        """Answers the log-probabilities of some passes, which compute what drawn numbers reach alone."""
+        log_probs, passes = self._further(first, batch, rows, times, done, company=2)
+        if times > 1 and rows not in self._verified:
+            # One of them again by itself: does the model answer an input alike, whatever stands beside it?
+            again = list(passes.drawn_by(times - 1))
+            company = 2 if times > 2 else 3
+            alone, _ = self._further(first, batch, rows, 1, done + times - 1, company=company, again=again)
+            if bool(((alone[0].exp() - log_probs[-1].exp()).abs() > _ROUNDING[self._half]).any()):
+                raise OtherCourseError("the model's answer to an input depends on the others in its batch")
+            self._verified.add(rows)
+        return log_probs
+
+    def _further(
+        self,
+        first: FirstPass,
+        batch: Batch,
+        rows: int,
+        times: int,
+        done: int,
+        *,
+        company: int,
+        again: list[list[Tensor]] | None = None,
+    ) -> tuple[Tensor, FurtherPasses]:
+        """Runs some passes; with shared masks in ``company``, whose shapes show the batch axis."""
+        at_once = max(times, company) if self.shared else times
+
+        def mode() -> FurtherPasses:
+            answers = None if again is None else iter(again)
+            masks = self._masks(done, at_once)
+            return FurtherPasses(first, masks, self._guarded(batch), rows, at_once, shared=self.shared, again=answers)
+
+        try:
+            passes, output = self._run(mode, batch)
+            log_probs = self._log_probs(logits_of(output), rows, at_once)
+        except (OtherCourseError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # code that reads a placeholder's content; an error of the model's own comes again
+            raise OtherCourseError(f"{type(error).__name__}: {error}") from error
+        if self._shared_shapes is None:
+            self._shared_shapes = passes.masks.shapes
+        elif self.shared and passes.masks.shapes != self._shared_shapes:
+            raise OtherCourseError("the inputs of one batch have other lengths than those of another")
+        return log_probs[:times], passes
+
+    def _run(self, mode_of: Callable[[], Mode], batch: Batch) -> tuple[Mode, Any]:
+        """Runs the model under a mode, on a replica that is as the model was and on inputs as they were given.
+
+        What it is about to write to, of the model's or the caller's, it has copies of in another attempt.
+        """
+        while True:
+            mode = mode_of()
+            inputs = map_tensors(batch, Tensor.clone) if self._copies_inputs else batch
+            if isinstance(mode, FurtherPasses):
+                inputs = map_tensors(batch, mode.placeholder)
+            try:
+                with nullcontext() if self._ending.seen else OutputProbe() as probe:
+                    output = mode.call(self._replicas.fresh(), inputs.args, inputs.kwargs)
+                if not mode.wrote:
+                    if probe is not None:
+                        probe.require(logits_of(output), self._outputs, self.model)
+                        self._ending.seen = True
+                    return mode, output
+            except ModelWrittenError:
+                pass
+            except Exception:
+                if not mode.wrote:
+                    raise
+            self._copies_inputs |= bool(mode.wrote - self._replicas.memory)
+            self._replicas.have_their_own(mode.wrote & self._replicas.memory)
+
+    def _guarded(self, batch: Batch) -> set[int]:
+        """Answers the addresses of what no pass may write to."""
+        if self._copies_inputs:
+            return self._replicas.memory
+        if self._last_guarded is None or self._last_guarded[0] is not batch:
+            self._last_guarded = batch, self._replicas.memory | {address(tensor) for tensor in tensors_of(batch)}
+        return self._last_guarded[1]
+
+    def _masks(self, sample: int, times: int) -> Masks:
+        """Answers the masks of some passes; in a second attempt they draw alike."""
+        last = sample + times
+        if last > len(self._seeds):  # company, of which nothing is kept
+            return Masks(pass_seeds(last, self.seed, 0)[sample:])
+        return Masks(self._seeds[sample:last])
+
+    def _size(self, first: FirstPass) -> int:
+        """Answers how many passes run together."""
+        budget = _BYTES_AT_ONCE_ELSEWHERE
+        if self.device.type == "cpu":
+            budget = _BYTES_AT_ONCE[first.once >= _WORTH_KEEPING]
+        if not first.followed:
+            return 1
+        return self.chunk_size or max(1, budget // max(1, first.largest))
+
+    def _look_at(self, logits: Tensor) -> None:
+        self._half = logits.dtype.itemsize < 4
+        require_kind(logits, self._outputs, self.model)
+
+    def _log_probs(self, output: Tensor, rows: int, times: int) -> Tensor:
+        self._require_rows(output, times * rows)
+        return log_probs_of(output, self._outputs).view(times, rows, -1)  # (s, B, C)
+
+    def _require_rows(self, output: Tensor, rows: int) -> None:
+        require_rows(output, rows, self.model)
+
+    def _require_dropout(self, first: FirstPass, logits: Tensor) -> None:
+        if first.drew and first.reached(logits):
+            return
+        rates = ", ".join(f"{name or 'the model'} (p={rate})" for name, rate in dropout_layers(self.model).items())
+        what = "no dropout took part" if not first.drew else "no dropout reached the logits"
+        raise ValueError(
+            f"{what} in the forward pass of {type(self.model).__name__}: all its samples would be the same. Its dropout"
+            f" layers: {rates or 'none'}. Train it with dropout (p > 0), or use another method, such as SNGP or"
+            " DeepEnsemble."
+        )
