@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hesitant.training.vectorized.dropout import Drawing, MemberMasks, drawing_from
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
@@ -15,9 +14,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomS
 import hesitant
 from hesitant import SNGP, DeepEnsemble, Deterministic, MCDropout
 from hesitant.inputs import Order, training_loader
+from hesitant.methods.dropout import Masks
 from hesitant.methods.random_state import derived_seed
 from hesitant.nn.models import MLP, DeepResNet
 from hesitant.training.history import EnsembleHistory
+from hesitant.training.vectorized.stacked_functions import StackedFunctions
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -34,7 +35,7 @@ class Attending(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Linear(4, 8)
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
         self.classifier = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,22 +91,26 @@ def padded(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 class Reading(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.word, self.drop, self.classifier = nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 3)
+        self.word, self.classifier = nn.Linear(4, 8), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.drop(F.relu(self.word(x))).sum(1))
+        return self.classifier(F.relu(self.word(x)).sum(1))
 
 
-def mlp(dropout: float = 0.3) -> nn.Module:
+def mlp(dropout: float = 0.0) -> nn.Module:
     return MLP(4, 3, hidden=(16, 12), dropout=dropout)
 
 
 def resnet() -> nn.Module:
-    return DeepResNet(4, 3, width=16, depth=3, dropout=0.2)
+    return DeepResNet(4, 3, width=16, depth=3, dropout=0.0)
 
 
 def sngp() -> nn.Module:
     return SNGP(resnet(), num_inducing=24, norm_bound=0.9)
+
+
+def dropping() -> nn.Module:
+    return mlp(0.3)
 
 
 def ensemble_of(build: Callable[[], nn.Module], members: int = 3, vectorize: bool | None = True) -> DeepEnsemble:
@@ -158,6 +163,7 @@ WAYS_TO_DROP: dict[str, Callable[[Tensor], Tensor]] = {
     "stochastic depth": lambda h: h + h * h.new_empty(len(h), 1).bernoulli_(0.7).div_(0.7),
     "torch.bernoulli": lambda h: h * torch.bernoulli(torch.full_like(h, 1.0), 0.7),
     "everything": lambda h: F.dropout(h, 1.0),
+    "noise": lambda h: h + 0.1 * torch.randn_like(h),
 }
 
 
@@ -171,7 +177,7 @@ def test_members_trained_together_are_those_trained_one_by_one(build: Callable[[
 
 
 def test_the_documented_way_below_vmap_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    direct, documented = ensemble_of(mlp), ensemble_of(mlp)
+    direct, documented = ensemble_of(dropping), ensemble_of(dropping)
     assert fit(direct).one_by_one is None
     monkeypatch.setattr("hesitant.training.vectorized.below_vmap._DIRECT", False)
     assert fit(documented).one_by_one is None
@@ -179,9 +185,25 @@ def test_the_documented_way_below_vmap_gives_the_same(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("drop", WAYS_TO_DROP.values(), ids=WAYS_TO_DROP.keys())
-def test_masks_are_the_same_either_way_however_dropout_is_written(drop: Callable[[Tensor], Tensor]) -> None:
-    _, _, first, second = both_ways(lambda: Dropping(drop))
-    assert_close(first, second)
+def test_what_members_draw_together_has_the_distribution_of_what_one_draws(drop: Callable[[Tensor], Tensor]) -> None:
+    model = Dropping(drop).train()
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return logits.square().mean()
+
+    together = DeepEnsemble([copy.deepcopy(model) for _ in range(200)], vectorize=True)
+    unmoved = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0), "loss": loss, "epochs": 1, "batch_size": 72}
+    history = fit(together, **unmoved)
+    assert history.one_by_one is None
+    drawn = torch.tensor([member.train_loss[0] for member in history.members])
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        expected = torch.stack([loss(model(X), Y) for _ in range(1000)])
+    error = (expected.var() * (1 / len(drawn) + 1 / len(expected))).sqrt() + 1e-6
+    assert abs(drawn.mean() - expected.mean()) < 4 * error
+    if expected.std() > 1e-6:
+        assert len(drawn.unique()) > 190
+        assert 0.75 < drawn.std() / expected.std() < 1.33
 
 
 @pytest.mark.parametrize(
@@ -232,7 +254,7 @@ def test_the_form_of_the_data_means_the_same_either_way(data: Any) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x)
 
-    _, _, first, second = both_ways(lambda: Named(4, 3, hidden=(12,), dropout=0.3), data)
+    _, _, first, second = both_ways(lambda: Named(4, 3, hidden=(12,), dropout=0.0), data)
     assert_close(first, second)
 
 
@@ -248,7 +270,7 @@ def test_several_threads_give_the_same_members() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            ensemble = ensemble_of(mlp, 5)
+            ensemble = ensemble_of(dropping, 5)
             assert fit(ensemble).one_by_one is None
             assert torch.get_num_threads() == count
             answers.append(ensemble)
@@ -259,7 +281,7 @@ def test_several_threads_give_the_same_members() -> None:
 
 
 def test_members_have_their_own_data_order_and_their_own_dropout() -> None:
-    plain = mlp()
+    plain = dropping()
     members = [copy.deepcopy(plain) for _ in range(3)]
     for options in ({"batch_size": 16}, {"batch_size": 72}):  # in one batch, dropout alone tells them apart
         ensemble = DeepEnsemble([copy.deepcopy(member) for member in members])
@@ -313,10 +335,8 @@ def test_the_order_of_an_epoch_is_that_of_a_loader() -> None:
 
 def test_masks_keep_as_often_as_they_say_and_differ_between_members_and_epochs() -> None:
     def masks(epoch: int) -> Tensor:
-        drawn = MemberMasks([(seed, epoch) for seed in (1, 2)], torch.device("cpu"), together=True)
-        x = torch.ones(2, 50_000)
-        with drawing_from(drawn, Drawing.FUNCTIONS):
-            return torch.vmap(lambda row: F.dropout(row, 0.3), randomness="error")(x)
+        with StackedFunctions(2, Masks([(1, epoch)])):
+            return torch.vmap(lambda row: F.dropout(row, 0.3), randomness="error")(torch.ones(2, 50_000))
 
     first, next_epoch = masks(0), masks(1)
     torch.testing.assert_close(first.mean(1), torch.ones(2), atol=0.02, rtol=0)
@@ -327,7 +347,7 @@ def test_masks_keep_as_often_as_they_say_and_differ_between_members_and_epochs()
 
 @pytest.mark.parametrize("wrap", [Deterministic, MCDropout])
 def test_methods_around_models_are_trained_as_the_models(wrap: Any) -> None:
-    wrapped, plain = ensemble_of(lambda: wrap(mlp())), ensemble_of(mlp)
+    wrapped, plain = ensemble_of(lambda: wrap(dropping())), ensemble_of(dropping)
     assert fit(wrapped).one_by_one is None
     fit(plain)
     for member, other in zip(wrapped.members, plain.members, strict=True):
@@ -391,14 +411,6 @@ def with_hook() -> nn.Module:
     return model
 
 
-def noisy(hidden: Tensor) -> Tensor:
-    return hidden + 0.1 * torch.randn_like(hidden)
-
-
-def with_noise() -> nn.Module:
-    return Dropping(noisy)
-
-
 def parametrized() -> nn.Module:
     return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 3))
 
@@ -406,7 +418,7 @@ def parametrized() -> nn.Module:
 class Recomputing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.inner = mlp()
+        self.inner = dropping()
 
     def forward(self, x: Tensor) -> Tensor:
         return checkpoint(self.inner, x, use_reentrant=False)  # type: ignore[no-any-return]
@@ -417,13 +429,12 @@ def with_momentum() -> nn.Module:
 
 
 ONE_BY_ONE: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "statistics": (with_norm, "keeps statistics while it trains: 1.running_mean"),
+    "statistics": (with_norm, "keeps statistics while it trains"),
     "branch": (Branching, "data-dependent control flow"),
     "hook": (with_hook, "has hooks"),
-    "noise": (with_noise, "randn_like"),
     "parametrized": (parametrized, "parametrized"),
     "counter": (Growing, "its own attributes"),
-    "recomputing": (Recomputing, "not known"),
+    "recomputing": (Recomputing, ""),
     "momentum": (with_momentum, "covariance is kept"),
     "LSTM": (lambda: Recurrent(), ""),
 }
@@ -467,7 +478,7 @@ def test_members_of_different_architectures_train_in_one_call() -> None:
 
 @pytest.mark.parametrize("vary", ["rate", "frozen", "slope"])
 def test_members_that_differ_in_anything_but_their_numbers_are_trained_one_by_one(vary: str) -> None:
-    ensemble = ensemble_of(mlp, 2)
+    ensemble = ensemble_of(dropping, 2)
     last: Any = ensemble.members[1]
     if vary == "rate":
         next(module for module in last.modules() if isinstance(module, nn.Dropout)).p = 0.6
@@ -495,7 +506,7 @@ def test_large_or_convolutional_networks_are_trained_one_by_one_on_a_cpu() -> No
 
 def test_convolutions_are_the_same_together() -> None:
     def build() -> nn.Module:
-        layers = nn.Conv1d(1, 3, 2), nn.GroupNorm(1, 3), nn.Dropout1d(0.3), nn.Flatten(), nn.Linear(9, 3)
+        layers = nn.Conv1d(1, 3, 2), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(9, 3)
         return nn.Sequential(nn.Unflatten(1, (1, 4)), *layers)
 
     _, _, first, second = both_ways(build)
@@ -505,7 +516,9 @@ def test_convolutions_are_the_same_together() -> None:
 # ---------------------------------------------------------------- checkpoints, errors
 
 
-@pytest.mark.parametrize("build", [mlp, sngp], ids=["MLP", "SNGP"])
+@pytest.mark.parametrize(
+    "build", [dropping, lambda: Dropping(WAYS_TO_DROP["noise"]), sngp], ids=["MLP", "noise", "SNGP"]
+)
 @pytest.mark.parametrize(
     "options",
     [
