@@ -4,22 +4,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hesitant.nn.gaussian_logits import GaussianLogits
-
-if TYPE_CHECKING:
-    from hesitant.nn.gaussian_process import RandomFeatureGaussianProcess
 
 
 @dataclass(frozen=True, eq=False)
 class GaussianProcessCall:
     """One forward of a Gaussian-process layer."""
 
-    layer: "RandomFeatureGaussianProcess"
+    layer: nn.Module
     inputs: Tensor  # (..., D)
     posterior: GaussianLogits | None  # in eval mode, where the covariance is fitted
     output: Tensor  # (..., C), what forward answered

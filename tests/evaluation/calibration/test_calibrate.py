@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hesitant import SNGP, DeepEnsemble, Deterministic, MCDropout
-from hesitant.evaluation import temperature_sample
+from hesitant.evaluation.calibration import sample as sampling
 from hesitant.evaluation.calibration.calibrate import Calibration, CalibrationWarning, calibrate
 from hesitant.evaluation.calibration.components import Components
 from hesitant.evaluation.calibration.likelihood import BOUNDS, fitted, likelihood
@@ -236,7 +236,7 @@ def test_the_likelihood_and_its_derivatives_are_those_of_the_plain_formula(
 def test_a_likelihood_is_the_same_however_the_inputs_are_parted(monkeypatch: pytest.MonkeyPatch) -> None:
     components, found = passes(500), []
     for numbers in (1, 12 * 7, 2**17):
-        monkeypatch.setattr(temperature_sample, "NUMBERS_AT_ONCE", numbers)
+        monkeypatch.setattr(sampling, "NUMBERS_AT_ONCE", numbers)
         held = Held()
         held.append(components)
         found.append(likelihood(held, 0.7, None))

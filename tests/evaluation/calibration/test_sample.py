@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hesitant import Deterministic, MCDropout
-from hesitant.evaluation import temperature_sample
+from hesitant.evaluation.calibration import sample as sampling
 from hesitant.evaluation.calibration.calibrate import Calibration, CalibrationWarning, calibrate
 from hesitant.evaluation.calibration.components import Components
 from hesitant.evaluation.calibration.likelihood import fitted
@@ -20,7 +20,7 @@ from hesitant.inputs import Batch
 pytest.importorskip("scipy")
 
 
-def leaves_of(logits: Tensor, targets: Tensor | None = None, *, variance: bool = False) -> Components:
+def components_of(logits: Tensor, targets: Tensor | None = None, *, variance: bool = False) -> Components:
     """Components ``(S, B, C)`` of equal weight; the first class where no target is given."""
     each = torch.ones(len(logits), dtype=torch.float64)
     targets = torch.zeros(logits.shape[1], dtype=torch.long) if targets is None else targets
@@ -30,7 +30,7 @@ def leaves_of(logits: Tensor, targets: Tensor | None = None, *, variance: bool =
 def numbered(start: int, size: int, samples: int = 2, classes: int = 3) -> Components:
     """Components that say which input they are of."""
     number = torch.arange(start, start + size, dtype=torch.float32)
-    return leaves_of(number.view(1, -1, 1).expand(samples, -1, classes).contiguous())
+    return components_of(number.view(1, -1, 1).expand(samples, -1, classes).contiguous())
 
 
 def limit(inputs: int, numbers: int) -> int:
@@ -114,7 +114,7 @@ def test_the_order_of_the_data_does_not_bias_the_temperature() -> None:
     def temperature(order: Tensor, seed: int, inputs: int) -> float:
         held = Held(seed, limit(inputs, 3))
         for rows in order.split(256):
-            held.append(leaves_of(logits[None, rows], targets[rows]))
+            held.append(components_of(logits[None, rows], targets[rows]))
         return fitted(held, None, 1.0).likelihood.temperature
 
     whole = temperature(orders["alternating"], 0, size)
@@ -135,7 +135,7 @@ def test_what_is_held_never_exceeds_the_limit(variance: bool, dtype: torch.dtype
     held = Held(0, bound)
     logits = torch.randn(4, batch_size, 25, dtype=dtype)
     for _ in range(0, 500, batch_size):
-        held.append(leaves_of(logits, variance=variance))
+        held.append(components_of(logits, variance=variance))
         assert held.num_bytes <= bound
     each = 100 * (2 if variance else 1) * dtype.itemsize + 17
     assert held.num_inputs == bound // each  # no less than there is room for
@@ -162,7 +162,7 @@ class Asked:
         self.sizes.append(len(x))
         self.positions.append(position)
         logits = x[:, 0].view(1, -1, 1).expand(self.samples, -1, self.classes).contiguous()
-        return leaves_of(logits, batch.targets)
+        return components_of(logits, batch.targets)
 
 
 def stream(size: int, batch_size: int) -> Iterator[Batch]:
@@ -172,7 +172,7 @@ def stream(size: int, batch_size: int) -> Iterator[Batch]:
 
 
 def test_no_more_numbers_are_asked_for_at_once_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(temperature_sample, "NUMBERS_ASKED", 1000)
+    monkeypatch.setattr(sampling, "NUMBERS_ASKED", 1000)
     held, asked = Held(), Asked(10, 5)
     held.gather(stream(300, 128), asked)
     assert max(asked.sizes) == 20
@@ -224,7 +224,7 @@ def test_inputs_in_lists_and_dicts_are_parted_with_their_targets() -> None:
         assert torch.equal(first.long(), second[:, 0])
         assert batch.kwargs["scale"] == 2
         assert torch.equal(batch.targets, first.long() % 3)
-        return leaves_of(first.view(1, -1, 1).expand(2, -1, 3).contiguous(), batch.targets)
+        return components_of(first.view(1, -1, 1).expand(2, -1, 3).contiguous(), batch.targets)
 
     held.gather([Batch((), inner, number % 3)], ask)
     assert all(torch.equal(part.targets, part.logits[0, :, 0].long() % 3) for part in held)

@@ -2,12 +2,9 @@
 
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from hesitant.detection import SCORES
-
-if TYPE_CHECKING:
-    from hesitant.evaluation.deferral.policy import DeferralPolicy
 
 __all__ = ["check_score", "check_share", "require_possible"]
 
@@ -15,7 +12,30 @@ _LEAST_SHARE = 1e-12  # a risk that it takes 3e12 inputs to promise
 _MOST_INPUTS = 2**53
 
 
-def require_possible(policy: "DeferralPolicy") -> None:
+class Figures(Protocol):
+    """The figures of a `DeferralPolicy`, which says what they mean."""
+
+    @property
+    def threshold(self) -> float: ...
+    @property
+    def score(self) -> str: ...
+    @property
+    def max_risk(self) -> float | None: ...
+    @property
+    def delta(self) -> float | None: ...
+    @property
+    def budget(self) -> float | None: ...
+    @property
+    def num_calibration(self) -> int: ...
+    @property
+    def num_accepted(self) -> int: ...
+    @property
+    def num_errors(self) -> int | None: ...
+    @property
+    def calibration(self) -> str | None: ...
+
+
+def require_possible(policy: Figures) -> None:
     """Checks every attribute, and that they can be those of one policy.
 
     Raises:
@@ -76,7 +96,7 @@ def check_score(score: str) -> None:
         raise ValueError(f"score is {score!r}, expected one of {', '.join(map(repr, SCORES))}")
 
 
-def _check_counts(policy: "DeferralPolicy") -> None:
+def _check_counts(policy: Figures) -> None:
     errors = 0 if policy.num_errors is None else policy.num_errors
     for name, count in (
         ("num_calibration", policy.num_calibration),
@@ -103,7 +123,7 @@ def _check_counts(policy: "DeferralPolicy") -> None:
         )
 
 
-def _check_promise(policy: "DeferralPolicy") -> None:
+def _check_promise(policy: Figures) -> None:
     """That the counts can bear it: what is necessary, without the binomial tails, which need SciPy."""
     if policy.budget is not None:
         kept = policy.num_calibration + 1 - policy.budget * (policy.num_calibration + 1)
