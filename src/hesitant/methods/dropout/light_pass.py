@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from hesitant.methods.dropout.masks import MasksOfOne
 from hesitant.methods.dropout.operations import can_draw
-from hesitant.methods.dropout.recorded_pass import DropoutPass
+from hesitant.methods.dropout.watched_pass import WatchedPass
 from hesitant.methods.operation_calls import address
 
 _C_FUNCTIONS = (
@@ -37,9 +37,9 @@ class _Kind(Enum):
 
 
 class LightPass(TorchFunctionMode):
-    """Runs one pass as :class:`DropoutPass` does, with the same masks.
+    """Runs one pass as :class:`WatchedPass` does, with the same masks.
 
-    What it does not know runs under a :class:`DropoutPass`. It sees nothing of what scripted modules do.
+    What it does not know runs under a :class:`WatchedPass`. It sees nothing of what scripted modules do.
 
     Args:
         masks: Draws.
@@ -47,7 +47,7 @@ class LightPass(TorchFunctionMode):
 
     Attributes:
         drew: Whether any operation drew random numbers.
-        wrote: As of :class:`DropoutPass`.
+        wrote: As of :class:`WatchedPass`.
     """
 
     def __init__(self, masks: MasksOfOne, guarded: set[int]) -> None:
@@ -84,7 +84,7 @@ class LightPass(TorchFunctionMode):
         return not isinstance(tensor, Tensor) or _transformed((tensor,)) or address(tensor) in self._guarded
 
     def _watched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        watch = DropoutPass(self.masks, self._guarded)
+        watch = WatchedPass(self.masks, self._guarded)
         try:
             return watch.call(func, args, kwargs)
         finally:

@@ -1,21 +1,20 @@
 """The passes of one call of Monte Carlo dropout: which of them run together, and which one after the other."""
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hesitant.inputs import Batch, map_tensors, num_inputs, tensors_of
-from hesitant.methods.dropout.dropping_replicas import dropout_layers, dropping_replicas
+from hesitant.inputs import Batch, num_inputs, tensors_of
+from hesitant.methods.dropout.dropping_replicas import dropout_layers
 from hesitant.methods.dropout.light_pass import LightPass
 from hesitant.methods.dropout.masks import Masks, MasksAhead
-from hesitant.methods.dropout.recorded_pass import DropoutPass, FirstPass, ModelWrittenError
-from hesitant.methods.dropout.replayed_passes import FurtherPasses, OtherCourseError
-from hesitant.methods.operation_calls import address
-from hesitant.methods.outputs import Ending, OutputProbe, Outputs, log_probs_of, logits_of, require_kind, require_rows
+from hesitant.methods.dropout.replay import OtherCourseError, RecordedPass, ReplayedPasses
+from hesitant.methods.dropout.runner import PassRunner
+from hesitant.methods.dropout.watched_pass import WatchedPass
+from hesitant.methods.outputs import Ending, Outputs, log_probs_of, logits_of, require_kind, require_rows
 from hesitant.methods.random_state import pass_seeds
 from hesitant.methods.temperature import tempered
 from hesitant.prediction import Mixture
@@ -30,8 +29,6 @@ _ROUNDING = {False: 2e-3, True: 5e-2}  # of probabilities, in half precision or 
 # So few passes of so small a model, on so few inputs, are over before it is known which of them could run together.
 _FEW_PASSES = 16
 _FEW_NUMBERS = 2**17
-
-Mode = TypeVar("Mode", bound=DropoutPass | LightPass)
 
 
 class DropoutPasses:
@@ -70,17 +67,14 @@ class DropoutPasses:
         self.model, self.num_samples, self.chunk_size = model, num_samples, chunk_size
         self.shared, self.temperature, self.seed, self.device = shared, temperature, seed, device
         self.output: Any = None
-        self._replicas = dropping_replicas(model, stochastic_depth=stochastic_depth)
+        self._runner = PassRunner(model, stochastic_depth=stochastic_depth, outputs=outputs, ending=ending)
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-        self._one_pass: type[DropoutPass | LightPass] = DropoutPass if scripted else LightPass
+        self._one_pass: type[WatchedPass | LightPass] = WatchedPass if scripted else LightPass
         self._outputs: Outputs = outputs
-        self._ending = ending
         self._seeds = pass_seeds(num_samples, seed, 0)
         self._verified: set[int] = set()  # numbers of inputs for which passes are known to run together
         self._apart = False  # until passes turn out not to run together
-        self._copies_inputs = False  # until the model turns out to write to them
         self._half = False
-        self._last_guarded: tuple[Batch, set[int]] | None = None
         self._shared_shapes: list[tuple[int, ...]] | None = None
 
     def mixture(self, batch: Batch, position: int) -> Mixture:
@@ -144,7 +138,7 @@ class DropoutPasses:
             outputs, drew = [], False
             ahead = MasksAhead(self._seeds[start : start + _PASSES_AT_ONCE])
             for index in range(min(_PASSES_AT_ONCE, self.num_samples - start)):
-                mode, output = self._run(partial(self._alone, ahead, index, batch), batch)
+                mode, output = self._runner.run(partial(self._alone, ahead, index, batch), batch)
                 outputs.append(logits_of(output))
                 self._require_rows(outputs[-1], rows)
                 if start + index == 0:
@@ -156,24 +150,23 @@ class DropoutPasses:
                 self._first(batch, rows)  # raises where no dropout can have a part in the answer
             yield log_probs
 
-    def _alone(self, ahead: MasksAhead, index: int, batch: Batch) -> DropoutPass | LightPass:
-        return self._one_pass(ahead.of(index), self._guarded(batch))
+    def _alone(self, ahead: MasksAhead, index: int, batch: Batch) -> WatchedPass | LightPass:
+        return self._one_pass(ahead.of(index), self._runner.guarded(batch))
 
-    def _first(self, batch: Batch, rows: int) -> FirstPass:
+    def _first(self, batch: Batch, rows: int) -> RecordedPass:
         """Runs the first pass, and requires that its dropout has a part in the answer."""
 
-        def mode() -> FirstPass:
-            known = self._replicas.memory | self._replicas.copies | set(map(address, tensors_of(batch)))
-            return FirstPass(self._masks(0, 1), self._guarded(batch), rows, known)
+        def mode() -> RecordedPass:
+            return RecordedPass(self._masks(0, 1), self._runner.guarded(batch), rows, self._runner.known(batch))
 
-        first, self.output = self._run(mode, batch)
+        first, self.output = self._runner.run(mode, batch)
         logits = logits_of(self.output)
         self._require_rows(logits, rows)
         self._look_at(logits)
         self._require_dropout(first, logits)
         return first
 
-    def _together(self, first: FirstPass, batch: Batch, rows: int, times: int, done: int) -> Tensor:
+    def _together(self, first: RecordedPass, batch: Batch, rows: int, times: int, done: int) -> Tensor:
         """Answers the log-probabilities of some passes, which compute what drawn numbers reach alone."""
         log_probs, passes = self._further(first, batch, rows, times, done, company=2)
         if times > 1 and rows not in self._verified:
@@ -188,7 +181,7 @@ class DropoutPasses:
 
     def _further(
         self,
-        first: FirstPass,
+        first: RecordedPass,
         batch: Batch,
         rows: int,
         times: int,
@@ -196,17 +189,19 @@ class DropoutPasses:
         *,
         company: int,
         again: list[list[Tensor]] | None = None,
-    ) -> tuple[Tensor, FurtherPasses]:
+    ) -> tuple[Tensor, ReplayedPasses]:
         """Runs some passes; with shared masks in ``company``, whose shapes show the batch axis."""
         at_once = max(times, company) if self.shared else times
 
-        def mode() -> FurtherPasses:
+        def mode() -> ReplayedPasses:
             answers = None if again is None else iter(again)
             masks = self._masks(done, at_once)
-            return FurtherPasses(first, masks, self._guarded(batch), rows, at_once, shared=self.shared, again=answers)
+            return ReplayedPasses(
+                first, masks, self._runner.guarded(batch), rows, at_once, shared=self.shared, again=answers
+            )
 
         try:
-            passes, output = self._run(mode, batch)
+            passes, output = self._runner.run(mode, batch)
             log_probs = self._log_probs(logits_of(output), rows, at_once)
         except (OtherCourseError, torch.OutOfMemoryError):
             raise
@@ -218,40 +213,6 @@ class DropoutPasses:
             raise OtherCourseError("the inputs of one batch have other lengths than those of another")
         return log_probs[:times], passes
 
-    def _run(self, mode_of: Callable[[], Mode], batch: Batch) -> tuple[Mode, Any]:
-        """Runs the model under a mode, on a replica that is as the model was and on inputs as they were given.
-
-        What it is about to write to, of the model's or the caller's, it has copies of in another attempt.
-        """
-        while True:
-            mode = mode_of()
-            inputs = map_tensors(batch, Tensor.clone) if self._copies_inputs else batch
-            if isinstance(mode, FurtherPasses):
-                inputs = map_tensors(batch, mode.placeholder)
-            try:
-                with nullcontext() if self._ending.seen else OutputProbe() as probe:
-                    output = mode.call(self._replicas.fresh(), inputs.args, inputs.kwargs)
-                if not mode.wrote:
-                    if probe is not None:
-                        probe.require(logits_of(output), self._outputs, self.model)
-                        self._ending.seen = True
-                    return mode, output
-            except ModelWrittenError:
-                pass
-            except Exception:
-                if not mode.wrote:
-                    raise
-            self._copies_inputs |= bool(mode.wrote - self._replicas.memory)
-            self._replicas.have_their_own(mode.wrote & self._replicas.memory)
-
-    def _guarded(self, batch: Batch) -> set[int]:
-        """Answers the addresses of what no pass may write to."""
-        if self._copies_inputs:
-            return self._replicas.memory
-        if self._last_guarded is None or self._last_guarded[0] is not batch:
-            self._last_guarded = batch, self._replicas.memory | {address(tensor) for tensor in tensors_of(batch)}
-        return self._last_guarded[1]
-
     def _masks(self, sample: int, times: int) -> Masks:
         """Answers the masks of some passes; in a second attempt they draw alike."""
         last = sample + times
@@ -259,7 +220,7 @@ class DropoutPasses:
             return Masks(pass_seeds(last, self.seed, 0)[sample:])
         return Masks(self._seeds[sample:last])
 
-    def _size(self, first: FirstPass) -> int:
+    def _size(self, first: RecordedPass) -> int:
         """Answers how many passes run together."""
         budget = _BYTES_AT_ONCE_ELSEWHERE
         if self.device.type == "cpu":
@@ -279,7 +240,7 @@ class DropoutPasses:
     def _require_rows(self, output: Tensor, rows: int) -> None:
         require_rows(output, rows, self.model)
 
-    def _require_dropout(self, first: FirstPass, logits: Tensor) -> None:
+    def _require_dropout(self, first: RecordedPass, logits: Tensor) -> None:
         if first.drew and first.reached(logits):
             return
         rates = ", ".join(f"{name or 'the model'} (p={rate})" for name, rate in dropout_layers(self.model).items())

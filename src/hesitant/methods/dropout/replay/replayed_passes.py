@@ -1,4 +1,4 @@
-"""Further passes of Monte Carlo dropout: several at once, where what no drawn number reaches is not computed again.
+"""Further passes: several at once, where what no drawn number reaches is not computed again.
 
 They run on the inputs repeated. An operation that no drawn number reaches is not computed: it answers with a
 :class:`Placeholder`, a tensor with a shape and no content, and where a placeholder meets drawn numbers, the first
@@ -23,43 +23,15 @@ from hesitant.methods.dropout.operations import (
     layer_by_layer,
     takes_repeated,
 )
-from hesitant.methods.dropout.recorded_pass import DropoutPass, Extent, FirstPass, Step
-from hesitant.methods.operation_calls import Place, address, map_call, tensors_in, written_places
+from hesitant.methods.dropout.replay.placeholders import OtherCourseError, Placeholder, Placeholders
+from hesitant.methods.dropout.replay.recorded_pass import Extent, RecordedPass, Step
+from hesitant.methods.dropout.watched_pass import WatchedPass
+from hesitant.methods.operation_calls import Place, address, map_call, tensors_in
 
 _CONTIGUOUS = torch.ops.aten.contiguous.default
 
 
-class OtherCourseError(Exception):
-    """The passes cannot run together: the model does something else for more inputs, or draws once for all of them."""
-
-
-class Placeholder(Tensor):
-    """The shape of a tensor whose content the first pass has computed."""
-
-    shaped: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    @staticmethod
-    def __new__(cls, shaped: Tensor, device: torch.device) -> "Placeholder":
-        """Makes one of the shape of a meta tensor."""
-        answer: Placeholder = Tensor._make_wrapper_subclass(
-            cls, shaped.shape, strides=shaped.stride(), dtype=shaped.dtype, device=device
-        )
-        answer.shaped = shaped
-        return answer
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Raises: outside of its passes a placeholder stands for nothing."""
-        raise RuntimeError(
-            f"{func}: this tensor was kept from a forward of MCDropout, which does not compute what is the same in all"
-            " passes. Take activations from the model itself."
-        )
-
-
-class FurtherPasses(DropoutPass):
+class ReplayedPasses(WatchedPass):
     """Runs several passes at once, on inputs repeated one after another along their batch axis.
 
     Args:
@@ -77,7 +49,7 @@ class FurtherPasses(DropoutPass):
 
     def __init__(
         self,
-        first: FirstPass,
+        first: RecordedPass,
         masks: Masks,
         guarded: set[int],
         num_inputs: int,
@@ -91,9 +63,7 @@ class FurtherPasses(DropoutPass):
         self._again = again
         self._steps, self._position = first.steps, 0
         self._num_inputs, self._times, self._shared = num_inputs, times, shared
-        self._metas: dict[int, tuple[Tensor, Tensor]] = {}
-        self._extents: dict[int, Extent] = {}
-        self._contents: dict[int, Tensor] = {}  # of placeholders' memory that drawn numbers were written to
+        self._placeholders = Placeholders()
 
     def drawn_by(self, sample: int) -> Iterator[list[Tensor]]:
         """Gives what one of the passes drew of ``drawn``."""
@@ -110,7 +80,7 @@ class FurtherPasses(DropoutPass):
         if not size or size[0] != self._num_inputs:
             return tensor
         repeated = (self._times * size[0], *size[1:])
-        return self._standing_for(torch.empty(repeated, dtype=tensor.dtype, device="meta"), tensor.device)
+        return self._placeholders.standing_for(torch.empty(repeated, dtype=tensor.dtype, device="meta"), tensor.device)
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -125,7 +95,7 @@ class FurtherPasses(DropoutPass):
         if step.random:
             return self._compute(step, args, kwargs)
         standing = [tensor for _, tensor in tensors_in(args, kwargs) if isinstance(tensor, Placeholder)]
-        return self._stand_in(step, args, kwargs, standing) if standing else func(*args, **kwargs)
+        return self._placeholders.stand_in(step, args, kwargs, standing) if standing else func(*args, **kwargs)
 
     def _next(self, func: OpOverload) -> Step:
         """Answers the operation's step in the first pass.
@@ -152,11 +122,11 @@ class FurtherPasses(DropoutPass):
         def content(place: Place, tensor: Tensor) -> Any:
             if not isinstance(tensor, Placeholder):
                 return tensor
-            memory = address(tensor.shaped)
-            if place in step.whole and memory not in self._contents:
-                self._contents[memory] = self._repeated_whole(step.whole[place], self._extents[memory])
-            if memory in self._contents:
-                whole = self._contents[memory]
+            memory, contents = address(tensor.shaped), self._placeholders.contents
+            if place in step.whole and memory not in contents:
+                contents[memory] = self._repeated_whole(step.whole[place], self._placeholders.extent(tensor))
+            if memory in contents:
+                whole = contents[memory]
                 return whole.as_strided(tensor.shape, tensor.stride(), int(tensor.shaped.storage_offset()))
             value = step.inputs[place]
             repeated = self._repeated(value, tensor.shape)
@@ -223,42 +193,3 @@ class FurtherPasses(DropoutPass):
         ):
             raise OtherCourseError(f"a tensor of shape {tuple(shape)} is of shape {tuple(repeated)} for several passes")
         return axes[0]
-
-    def _stand_in(
-        self, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any], standing: Sequence[Placeholder]
-    ) -> Any:
-        """Answers what stands for the outputs of an operation that the first pass has computed."""
-        if step.number is not None:
-            return step.number
-        if any(address(placeholder.shaped) in self._contents for placeholder in standing):
-            raise OtherCourseError(f"{step.func} is given what drawn numbers were written to")
-        tensors = dict(tensors_in(args, kwargs))
-        if not all(isinstance(tensors.get(place), Placeholder) for place in written_places(step.func, args)):
-            raise OtherCourseError(f"{step.func} writes to a tensor that the model did not make from its inputs")
-        meta_args, meta_kwargs = map_call(args, kwargs, lambda _, tensor: self._meta(tensor))
-        meta_args = [torch.device("meta") if isinstance(arg, torch.device) else arg for arg in meta_args]
-        if meta_kwargs.get("device") is not None:
-            meta_kwargs["device"] = torch.device("meta")
-        answer = step.func(*meta_args, **meta_kwargs)
-        device = standing[0].device
-
-        def stand_in(_: Place, shaped: Tensor) -> Placeholder:
-            for placeholder in standing:
-                if placeholder.shaped is shaped:  # written to in place, or answered as it is
-                    return placeholder
-            return self._standing_for(shaped, device)
-
-        (wrapped,), _ = map_call((answer,), {}, stand_in)
-        return wrapped
-
-    def _standing_for(self, shaped: Tensor, device: torch.device) -> Placeholder:
-        self._extents.setdefault(address(shaped), Extent.of(shaped))
-        return Placeholder(shaped, device)
-
-    def _meta(self, tensor: Tensor) -> Tensor:
-        if isinstance(tensor, Placeholder):
-            return tensor.shaped
-        if id(tensor) not in self._metas:
-            meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-            self._metas[id(tensor)] = tensor, meta
-        return self._metas[id(tensor)][1]
