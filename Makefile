@@ -86,8 +86,9 @@ demo: $(STAMP) ## train and compare the methods on two moons and on scanned digi
 
 test: lint types test-fast test-slow ## every check: lint, types, tests
 
-lint: $(STAMP) ## ruff
+lint: $(STAMP) ## ruff, and the directions of imports
 	$(PY) -m ruff check .
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 types: $(STAMP) ## mypy --strict
 	$(PY) -m mypy

@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from hesitant.inputs import Batch, as_class_targets, batches, several_workers, shared_batches
+from hesitant.inputs import Batch, as_class_targets, batches
 from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.gaussian_head import (
     continuation,
@@ -18,9 +17,8 @@ from hesitant.methods.gaussian_head import (
     idle_copies,
     monte_carlo,
     only_call,
-    raise_together,
     repeating,
-    share_weights,
+    summed_contributions,
 )
 from hesitant.methods.outputs import Outputs, require_kind
 from hesitant.methods.random_state import require_seed
@@ -250,21 +248,8 @@ class SNGP(ModelWrapper):
             self.spectral_normalizer.project(
                 num_iterations=max(1, self.spectral_normalizer.warm_up_iterations), force=True
             )
-        share_weights(self.model)
-        product = torch.zeros_like(gp.laplace.data_precision)
-        count = torch.zeros((), dtype=torch.float64, device=product.device)
-        failure: Exception | None = None
-        try:
-            self._sum_over(data, batch_size, product, count)
-        except Exception as error:
-            failure = error
-        raise_together(failure, product.device)
-        if several_workers():
-            dist.all_reduce(product)
-            dist.all_reduce(count)
-        if float(count) == 0:
-            raise ValueError("data holds no batch that reached the classifier: expected at least one input.")
-        gp.replace_covariance(product, int(count))
+        product, count = summed_contributions(self.model, gp, data, batch_size)
+        gp.replace_covariance(product, count)
         self.fitted_fingerprint.fill_(self._fingerprint())
         self._watch.trusts(self.model, self._laplace_prefix())
 
@@ -352,25 +337,6 @@ class SNGP(ModelWrapper):
         )
 
     # ---------------------------------------------------------------- inside
-
-    @torch.no_grad()
-    def _sum_over(self, data: Any, batch_size: int | None, product: Tensor, count: Tensor) -> None:
-        """Adds up what this worker's share of the data says of the precision."""
-        gp, model, device = self.gp, in_eval_mode(self.model), device_of(self.model)
-        if not gp.scale.is_decided() and several_workers():
-            # The median is agreed on by all workers, and one of them may have no share of the data.
-            first = next(batches(data, batch_size)).to(device)
-            with recorded(plain=True) as calls:
-                model(*first.args, **first.kwargs)
-            gp.decide_kernel_scale(torch.cat([call.inputs.flatten(0, -2) for call in calls]))
-        for batch in shared_batches(data, batch_size):
-            batch = batch.to(device)
-            with recorded(plain=True) as calls:
-                answer = model(*batch.args, **batch.kwargs)
-            for call in calls:
-                summed, number = gp.contribution(counted_features(model, call, answer, batch.args, batch.kwargs))
-                product += summed
-                count += number
 
     def _posterior_of(
         self, model: nn.Module, batch: Batch, calls: list[GaussianProcessCall], output: Tensor

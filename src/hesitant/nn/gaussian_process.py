@@ -7,23 +7,20 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hesitant.nn.compilation import exporting, run_eagerly
 from hesitant.nn.fit_validity import FitValidity
 from hesitant.nn.gaussian_logits import GaussianLogits
-from hesitant.nn.kernel_scale import KernelScale
 from hesitant.nn.laplace import CovarianceFit, CovarianceState, LaplaceCovariance, described, unfitted_error
 from hesitant.nn.likelihood import MEAN_FIELD, Likelihood, check_likelihood, data_weights
 from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
-from hesitant.nn.random_features import RandomFeatureKind, draw_projection
+from hesitant.nn.random_feature_layer import RandomFeatureLayer
+from hesitant.nn.random_features import RandomFeatureKind
 from hesitant.nn.recording import GaussianProcessCall, current_recording
 
-_FEW_CLASSES = 128  # beyond, turning the output weights round takes longer than one product with them
 
-
-class RandomFeatureGaussianProcess(nn.Module):
+class RandomFeatureGaussianProcess(RandomFeatureLayer):
     r"""Answers logits that fade to indifference away from the training data: ``logits(x) = phi(x) beta``.
 
     ``phi(x) = sqrt(2/M) cos(W x / sqrt(kernel_scale) + b)`` with W and b frozen approximates a Gaussian process with
@@ -77,10 +74,6 @@ class RandomFeatureGaussianProcess(nn.Module):
         ValueError: An argument is out of its range; the message says which and what it may be.
     """
 
-    random_weight: Tensor | None
-    random_phase: Tensor | None
-    output_bias: Tensor
-
     def __init__(
         self,
         in_features: int,
@@ -108,51 +101,28 @@ class RandomFeatureGaussianProcess(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        for name, size in (
-            ("in_features", in_features),
-            ("out_features", out_features),
-            ("num_inducing", num_inducing),
-        ):
-            if size < 1:
-                raise ValueError(f"{name}={size} must be at least 1.")
-        if kernel not in ("gaussian", "linear"):
-            raise ValueError(f"kernel={kernel!r} is not known: expected 'gaussian' or 'linear'.")
-        if kernel_scale != "median" and not (isinstance(kernel_scale, (int, float)) and 0 < kernel_scale < math.inf):
-            raise ValueError(f"kernel_scale={kernel_scale!r} must be a positive number or 'median'.")
         check_likelihood(likelihood, out_features)
-
-        self.in_features, self.out_features = in_features, out_features
-        self.num_inducing = in_features if kernel == "linear" else num_inducing
-        self.kernel = kernel
-        self.activation = activation
-        self.feature_scale = math.sqrt(2 / num_inducing) if scale_random_features else 1.0
-        self.l2_penalty = l2_penalty
+        super().__init__(
+            in_features,
+            out_features,
+            num_inducing=num_inducing,
+            kernel=kernel,
+            kernel_scale=kernel_scale,
+            train_kernel_scale=train_kernel_scale,
+            normalize_input=normalize_input,
+            random_features=random_features,
+            random_features_std=random_features_std,
+            activation=activation,
+            scale_random_features=scale_random_features,
+            bias=bias,
+            train_bias=train_bias,
+            l2_penalty=l2_penalty,
+            generator=generator,
+            device=device,
+            dtype=dtype,
+        )
         self.likelihood = likelihood
         self.mean_field_factor = mean_field_factor
-
-        options: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.layer_norm = nn.LayerNorm(in_features, **options) if normalize_input else None
-        if kernel == "gaussian":
-            weight = draw_projection(random_features, num_inducing, in_features, random_features_std, generator)
-            self.register_buffer("random_weight", weight.to(**options))
-            phase = 2 * math.pi * torch.rand(num_inducing, generator=generator)
-            self.register_buffer("random_phase", phase.to(**options))
-        else:
-            self.register_buffer("random_weight", None)
-            self.register_buffer("random_phase", None)
-        self.scale = KernelScale(kernel_scale, in_features, trainable=train_kernel_scale, **options)
-
-        # The names differ from a Linear's weight and bias: a checkpoint of the plain model must not load into them.
-        limit = math.sqrt(6 / (self.num_inducing + out_features))
-        beta = torch.rand(self.num_inducing, out_features, generator=generator).mul_(2 * limit).sub_(limit)
-        self.beta = nn.Parameter(beta.to(**options))
-        output_bias = torch.full((out_features,), float(bias), **options)
-        if train_bias:
-            self.output_bias = nn.Parameter(output_bias)
-        else:
-            self.register_buffer("output_bias", output_bias)
-
         self.laplace = LaplaceCovariance(
             self.num_inducing,
             ridge_penalty,
@@ -164,22 +134,7 @@ class RandomFeatureGaussianProcess(nn.Module):
         self._validity = FitValidity()
         self._warned = False
 
-    # ---------------------------------------------------------------- the function
-
-    @property
-    def kernel_scale(self) -> float:
-        """The squared length scale of the kernel; NaN until the median heuristic has seen its first training data."""
-        return float(self.scale.log(torch.float64).detach().exp()) if self.scale.is_decided() else math.nan
-
-    def features(self, x: Tensor) -> Tensor:
-        """Answers phi(x), ``(..., M)``, in float32 or better."""
-        with torch.autocast(x.device.type, enabled=False):
-            return self._unscaled_features(x) * self.feature_scale
-
-    def mean(self, x: Tensor) -> Tensor:
-        """Answers the plain logits ``(..., C)``, without the mean-field adjustment."""
-        with torch.autocast(x.device.type, enabled=False):
-            return self._like_input(self._mean(self._unscaled_features(x)), x)
+    # ---------------------------------------------------------------- what is answered
 
     def forward(self, x: Tensor) -> Tensor:
         """Answers logits ``(..., C)``: plain ones in training, mean-field ones in evaluation (see the class)."""
@@ -247,10 +202,6 @@ class RandomFeatureGaussianProcess(nn.Module):
             drawn = factor.weight_noise(noise)  # (S, M, C)
             logits = torch.einsum("bm,smc->sbc", features.flatten(0, -2), drawn)
         return logits.view(num_samples, *features.shape[:-1], -1) + self.mean(x).to(features.dtype)
-
-    def regularization_loss(self) -> Tensor:
-        """Answers ``l2_penalty * sum(beta^2)``, to be added to the training loss."""
-        return self.l2_penalty * self.beta.square().sum()
 
     # ---------------------------------------------------------------- the covariance
 
@@ -347,18 +298,6 @@ class RandomFeatureGaussianProcess(nn.Module):
         """
         self._factor("factorize")
 
-    @run_eagerly
-    @torch.no_grad()
-    def decide_kernel_scale(self, x: Tensor) -> bool:
-        """Decides the kernel scale by training inputs ``(..., D)``, if it is not yet; answers whether it is now.
-
-        Inputs that are all alike, or one alone, decide nothing. In a run of several workers all call this, and agree.
-        """
-        if self.scale.is_decided():
-            return True
-        with torch.autocast(x.device.type, enabled=False):
-            return self.scale.decide(self._normalized(x))
-
     # ---------------------------------------------------------------- inside
 
     def _posterior(self, x: Tensor, factor: PosteriorFactor) -> GaussianLogits:
@@ -367,52 +306,6 @@ class RandomFeatureGaussianProcess(nn.Module):
             mean = self._mean(features)
             variance = factor.variance(features.flatten(0, -2)) * self.feature_scale**2
             return GaussianLogits(mean, variance.view(*mean.shape[:-1], 1).expand_as(mean))
-
-    def _normalized(self, x: Tensor) -> Tensor:
-        x = self._checked(x)
-        if self.layer_norm is None:
-            return x
-        norm = self.layer_norm
-        return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
-
-    def _unscaled_features(self, x: Tensor) -> Tensor:
-        x = self._normalized(x)
-        # Scaling the inputs costs B x D, scaling the projection B x M.
-        x = x * torch.exp(-0.5 * self.scale.log(x.dtype))
-        if self.random_weight is None or self.random_phase is None:
-            return x
-        projected = F.linear(x, self.random_weight, self.random_phase)
-        if self.activation is torch.cos and not torch.is_grad_enabled():
-            return projected.cos_()  # spares the allocator a second tensor of (B, M)
-        return self.activation(projected)
-
-    def _mean(self, features: Tensor) -> Tensor:
-        if self.out_features > _FEW_CLASSES:
-            return (features @ self.beta.to(features.dtype)) * self.feature_scale + self.output_bias.to(features.dtype)
-        # (C, M): products with a matrix of few columns, and their gradients, take ten times as long otherwise.
-        beta = (self.beta.to(features.dtype) * self.feature_scale).T.contiguous()
-        return F.linear(features, beta, self.output_bias.to(features.dtype))
-
-    def _checked(self, x: Tensor) -> Tensor:
-        if x.ndim < 1 or x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}: expected (..., {self.in_features}), the in_features of this layer."
-            )
-        if not x.is_floating_point():
-            raise ValueError(f"x has dtype {x.dtype}: expected a floating type.")
-        if x.ndim == 1:
-            raise ValueError(f"x has shape {tuple(x.shape)}: expected a batch; call x.unsqueeze(0) for one input.")
-        dtype = self._exact_dtype()
-        if x.dtype == torch.float64 and dtype == torch.float32:
-            raise ValueError("x is float64 and this layer float32: call x.float(), or double() on the layer.")
-        return x.to(dtype)
-
-    def _exact_dtype(self) -> torch.dtype:
-        reference = self.beta if self.random_weight is None else self.random_weight
-        return torch.promote_types(reference.dtype, torch.float32)
-
-    def _like_input(self, logits: Tensor, x: Tensor) -> Tensor:
-        return logits if torch.is_autocast_enabled(x.device.type) else logits.to(x.dtype)
 
     def _prepare(self, x: Tensor) -> None:
         """Refuses what cannot be counted, before anything is changed, and decides the kernel scale if need be."""
@@ -494,15 +387,8 @@ class RandomFeatureGaussianProcess(nn.Module):
     # ---------------------------------------------------------------- as a citizen of torch
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RandomFeatureGaussianProcess":
-        """Moves the layer as any module, but keeps the random features in float32 or better."""
         self._validity.settle(self, self.laplace)
-        before = {name: getattr(self, name) for name in ("random_weight", "random_phase")}
         super()._apply(fn, recurse)
-        for name, tensor in before.items():
-            moved = getattr(self, name)
-            if moved is not None and moved.dtype in (torch.float16, torch.bfloat16):
-                exact = moved if tensor.is_meta else tensor
-                setattr(self, name, exact.to(moved.device, torch.float32))
         if self.laplace.state == "fitted":
             self._validity.watch.trusts(self, "laplace")  # a cast rounds the weights and is no training
         return self
