@@ -122,3 +122,10 @@ def test_half_precision_predicts_single_inputs() -> None:
     x = X.bfloat16()
     singly = method.predict(x, batch_size=1)
     torch.testing.assert_close(singly.probs, method.predict(x).probs, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5, None])
+def test_a_seed_that_is_none_is_refused_as_by_the_methods_that_draw(seed: Any) -> None:
+    model = Deterministic(MLP(4, 3, hidden=(8,), dropout=0.0, generator=generator()))
+    with pytest.raises(ValueError, match="seed="):
+        model.predict(torch.zeros(2, 4), seed=seed)

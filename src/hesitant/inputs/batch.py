@@ -29,6 +29,22 @@ class Batch:
         lengths = {len(tensor) for tensor in _tensors((self.args, self.kwargs)) if tensor.ndim > 0}
         return lengths.pop() if len(lengths) == 1 else None
 
+    @property
+    def is_divisible(self) -> bool:
+        """Whether every argument is a tensor with an entry an input, or a number for all of them."""
+        if self.targets is None or self.targets.ndim == 0:
+            return False
+        rows = len(self.targets)
+        return _has_rows(self.kwargs, rows) and all(_has_rows(value, rows) for value in self.args)
+
+    def take(self, chosen: Tensor) -> "Batch":
+        """Answers some of the inputs of a divisible batch ``(b,)``, with their targets."""
+        assert self.targets is not None
+        if len(chosen) == len(self.targets):
+            return self
+        part = map_tensors(self, lambda tensor: tensor[chosen.to(tensor.device)] if tensor.ndim else tensor)
+        return replace(part, targets=self.targets[chosen.to(self.targets.device)])
+
 
 def num_inputs(batch: Batch) -> int:
     """Answers B, or the length of the first tensor where tensors are of several lengths.
@@ -77,3 +93,13 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list)):
         for entry in value:
             yield from _tensors(entry)
+
+
+def _has_rows(value: Any, rows: int) -> bool:
+    if isinstance(value, Tensor):
+        return value.ndim == 0 or len(value) == rows
+    if isinstance(value, Mapping):
+        return all(_has_rows(entry, rows) for entry in value.values())
+    if isinstance(value, (tuple, list)):
+        return all(isinstance(entry, Tensor) and _has_rows(entry, rows) for entry in value)
+    return value is None or isinstance(value, (bool, int, float))

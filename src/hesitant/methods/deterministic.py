@@ -6,6 +6,7 @@ from typing import Any
 from hesitant.inputs import Batch, as_class_targets, batches
 from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.outputs import require_kind
+from hesitant.methods.random_state import require_seed
 from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of, prediction_of
 from hesitant.prediction import Prediction
@@ -32,11 +33,12 @@ class Deterministic(ModelWrapper):
         Args:
             inputs: A tensor, a list or a dict of several, ``(inputs, targets)``, a Dataset, a DataLoader, a list of
                 examples (see :func:`hesitant.inputs.understood`).
-            seed: Of what draws; here nothing does.
+            seed: Of what draws, not negative; here nothing does.
             batch_size: Inputs in one forward pass; None chooses by their size.
 
         Raises:
-            ValueError: The inputs are empty, the model's output is not ``(B, C)``, or is not what ``outputs`` says.
+            ValueError: The inputs are empty, the model's output is not ``(B, C)``, or is not what ``outputs`` says, or
+                an argument is out of its range.
             TypeError: The inputs, or the model's output, are of an unknown type.
         """
         answer = self.answer(batches(inputs, batch_size), temperature=self.temperature, seed=seed)
@@ -44,6 +46,7 @@ class Deterministic(ModelWrapper):
 
     def answer(self, given: Iterable[Batch], *, temperature: float, seed: int) -> Prediction:
         """Answers the Prediction for batches, at a temperature in place of the method's own."""
+        require_seed(seed)
         model, device = in_eval_mode(self.model), device_of(self.model)
         outputs, targets = Gathered(), Gathered()
         for batch in given:

@@ -1,14 +1,14 @@
 """The calibration data as `calibrate` holds them: a random sample of bounded size of what a method answers."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hesitant.evaluation.calibration.components import Components
-from hesitant.inputs import Batch, map_tensors
+from hesitant.inputs import Batch
 
 BYTES_HELD: Final = 2**29
 NUMBERS_ASKED: Final = 2**24  # 64 MiB in float32
@@ -85,16 +85,16 @@ class Held:
             rows = len(batch.targets) if batch.targets.ndim else 1
             if rows == 0:
                 continue
-            parts = _divisible(batch, rows)
+            parts = batch.is_divisible
             if self._room is None:  # two rows show how many numbers an input has
                 few = torch.arange(min(2, rows))
-                self._room = _Room.of(ask(_taken(batch, few, rows) if parts else batch, asked), self._limit)
+                self._room = _Room.of(ask(batch.take(few) if parts else batch, asked), self._limit)
             keys = self._keys(rows)
             wanted = self._wanted(keys)
             for chosen in wanted.split(self._room.asked if parts else rows):
                 if len(chosen) == 0:  # the one part of none
                     continue
-                components = ask(_taken(batch, chosen, rows) if parts else batch, asked)
+                components = ask(batch.take(chosen) if parts else batch, asked)
                 self._add(components if parts else _of_rows(components, chosen), keys[chosen])
                 asked += 1
             self._note(as_classes(batch.targets, rows, self._room.num_classes))
@@ -295,29 +295,3 @@ def _finite(components: Components) -> tuple[Components, Tensor]:
 def _of_rows(components: Components, chosen: Tensor) -> Components:
     """Answers the components of some inputs, without a copy where these are all."""
     return components if len(chosen) == components.logits.shape[1] else components.rows(chosen)
-
-
-def _taken(batch: Batch, chosen: Tensor, rows: int) -> Batch:
-    """Answers some of the inputs of a divisible batch, with their targets."""
-    if len(chosen) == rows:
-        return batch
-    part = map_tensors(batch, lambda tensor: tensor[chosen.to(tensor.device)] if tensor.ndim else tensor)
-    assert batch.targets is not None
-    return Batch(part.args, part.kwargs, batch.targets[chosen.to(batch.targets.device)])
-
-
-def _divisible(batch: Batch, rows: int) -> bool:
-    """Answers whether every argument is a tensor with an entry an input, or a number for all of them."""
-
-    def is_divisible(value: Any) -> bool:
-        if isinstance(value, Tensor):
-            return value.ndim == 0 or len(value) == rows
-        if isinstance(value, Mapping):
-            return all(is_divisible(entry) for entry in value.values())
-        if isinstance(value, (tuple, list)):
-            return all(isinstance(entry, Tensor) and is_divisible(entry) for entry in value)
-        return value is None or isinstance(value, (bool, int, float))
-
-    if batch.targets is None or batch.targets.ndim == 0:
-        return False
-    return is_divisible(batch.kwargs) and all(is_divisible(value) for value in batch.args)
