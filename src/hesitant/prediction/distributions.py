@@ -16,6 +16,7 @@ __all__ = [
     "as_log_probs",
     "entropy",
     "exact_log",
+    "sharpened",
     "two_class_logits",
 ]
 
@@ -80,7 +81,7 @@ def as_log_probs(name: str, value: "Tensor | ArrayLike", probs: Tensor) -> Tenso
             f"{name}{list(place)} is {log_probs[place].item():.6g}, expected the logarithm of the probability "
             f"{probs[place].item():.6g}: pass torch.log_softmax(logits, dim=-1), or leave it out"
         )
-    return _sharpen(log_probs.clamp(max=0) if given.dtype.itemsize >= 4 else torch.log_softmax(log_probs, dim=-1))
+    return sharpened(log_probs.clamp(max=0) if given.dtype.itemsize >= 4 else torch.log_softmax(log_probs, dim=-1))
 
 
 def as_class_indices(name: str, value: "Tensor | ArrayLike", probs: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ def exact_log(probs: Tensor) -> Tensor:
     There `log p = log1p(-rest)`, `rest` the sum of the others: a probability near 1 holds it to 1e-7 in float32, its
     complement to 1e-45. Without this all saturated predictions would tie.
     """
-    return _sharpen(probs.log())
+    return sharpened(probs.log())
 
 
 def entropy(probs: Tensor, log_probs: Tensor) -> Tensor:
@@ -135,7 +136,8 @@ def two_class_logits(logits: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(logits), logits], dim=-1)  # (B, 2)
 
 
-def _sharpen(log_probs: Tensor) -> Tensor:
+def sharpened(log_probs: Tensor) -> Tensor:
+    """The logarithms of `(..., C)` distributions, the largest by what the others leave, where that is more exact."""
     largest, label = log_probs.max(dim=-1, keepdim=True)
     rest = log_probs.exp().scatter(-1, label, 0.0).sum(dim=-1, keepdim=True)
     # Only where the complement is the more exact of the two, and where the row sums to 1 but for rounding.

@@ -14,6 +14,7 @@ from hesitant.prediction.distributions import (
     as_log_probs,
     entropy,
     exact_log,
+    sharpened,
     two_class_logits,
 )
 from hesitant.prediction.mixture import Mixture
@@ -158,13 +159,19 @@ class Prediction:
         logits = two_class_logits(as_finite("logits", logits, shape, like=logits))
         mean_logits = _part("mean_logits", mean_logits, shape, like=logits)
         logit_variance = _part("logit_variance", logit_variance, shape, like=logits, minimum=0.0)
-        return cls(
-            torch.softmax(logits, dim=-1),
-            targets=targets,
-            log_probs=torch.log_softmax(logits, dim=-1),
-            logits=logits if mean_logits is None else two_class_logits(mean_logits),
-            logit_variance=None if logit_variance is None else two_class_logits(logit_variance),
-            split_unavailable=split_unavailable,
+        # Not through __init__: what is made of finite logits need not be looked at again.
+        probs = torch.softmax(logits, dim=-1)
+        return _fill(
+            object.__new__(cls),
+            probs=probs,
+            log_probs=sharpened(torch.log_softmax(logits, dim=-1)),
+            targets=None if targets is None else as_class_indices("targets", targets, probs),
+            calibration=None,
+            _logits=logits if mean_logits is None else two_class_logits(mean_logits),
+            _logit_variance=None if logit_variance is None else two_class_logits(logit_variance),
+            _expected_entropy=None,
+            _class_std=None,
+            _split_unavailable=split_unavailable,
         )
 
     @classmethod
