@@ -1,0 +1,47 @@
+"""How Sphinx builds the site: `make docs`. Nothing is fetched, neither by the build nor by the built pages."""
+
+import hesitant
+
+project = "hesitant"
+author = copyright = "the authors of hesitant"
+version = release = hesitant.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_gallery.gen_gallery"]
+exclude_patterns = ["_build"]
+
+html_theme = "furo"
+html_title = "hesitant"
+html_copy_source = False
+html_show_sourcelink = False
+
+myst_heading_anchors = 3  # [text](page.md#a-heading) is checked as any other link is
+
+# The docstrings write code between single backticks as well as between double ones.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_class_signature = "separated"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+
+# What other projects document cannot be linked: their inventories would have to be fetched.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(torch|np|numpy|pandas|matplotlib|collections|os|pathlib|typing)\..*|Tensor|ArrayLike"),
+    # What public functions answer with or take, and no door has.
+    (
+        r"py:class",
+        r"hesitant\..*\.(Column|CovarianceFit|Inputs|ModelWrapper|Outcome|PosteriorFactor|PredictionFile|Predictor|Tempered)",
+    ),
+]
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "examples",
+    "filename_pattern": r"\.py",  # every example runs, whatever its name
+    "within_subsection_order": "FileNameSortKey",
+    "show_memory": False,
+    "download_all_examples": False,
+    "min_reported_time": 1e6,
+    "remove_config_comments": True,
+}
