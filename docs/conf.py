@@ -19,7 +19,7 @@ myst_heading_anchors = 3  # [text](page.md#a-heading) is checked as any other li
 # The docstrings write code between single backticks as well as between double ones.
 default_role = "code"
 autodoc_member_order = "bysource"
-autodoc_class_signature = "separated"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
@@ -43,5 +43,16 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "download_all_examples": False,
     "min_reported_time": 1e6,
+    "show_signature": False,
     "remove_config_comments": True,
 }
+
+
+def readable_signature(app, what, name, obj, options, signature, return_annotation):
+    """Writes the factory of a dataclass's field as what it makes: Sphinx cannot read the signature otherwise."""
+    return signature and signature.replace("<factory>", "{}"), return_annotation
+
+
+def setup(app):
+    """Is called by Sphinx."""
+    app.connect("autodoc-process-signature", readable_signature)

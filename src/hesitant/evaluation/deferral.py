@@ -46,8 +46,9 @@ class DeferralPolicy:
         >>> from hesitant import DeferralPolicy, Prediction
         >>> confidence = torch.linspace(0.5, 1, 2000)
         >>> probs = torch.stack([1 - confidence, confidence], dim=1)
-        >>> targets = (torch.arange(2000) >= 400).long()  # the model is wrong where it is least sure
-        >>> policy = DeferralPolicy.calibrate(Prediction(probs, targets=targets), max_risk=0.05)
+        >>> targets = (torch.arange(2000) >= 400).long()  # wrong where it is least sure
+        >>> prediction = Prediction(probs, targets=targets)
+        >>> policy = DeferralPolicy.calibrate(prediction, max_risk=0.05)
         >>> policy.accept(Prediction([[0.45, 0.55], [0.01, 0.99]]))
         tensor([False,  True])
 

@@ -31,7 +31,8 @@ class MCDropout(ModelWrapper):
     Example:
         >>> import torch
         >>> from hesitant import MCDropout
-        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Dropout(0.5), torch.nn.Linear(16, 3))
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(2, 16), nn.Dropout(0.5), nn.Linear(16, 3))
         >>> prediction = MCDropout(net, num_samples=20).predict(torch.randn(5, 2))
         >>> prediction.class_std.shape
         torch.Size([5, 3])

@@ -70,8 +70,9 @@ class SNGP(ModelWrapper):
     Example:
         >>> import torch
         >>> from hesitant import SNGP
+        >>> from torch import nn
         >>> x = torch.randn(100, 2)
-        >>> model = SNGP(torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)))
+        >>> model = SNGP(nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)))
         >>> model.fit_covariance(x)  # after training
         >>> near, far = model.predict(x), model.predict(x + 100)
         >>> bool(far.logit_variance.mean() > near.logit_variance.mean())

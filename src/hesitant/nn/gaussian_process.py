@@ -53,7 +53,8 @@ class RandomFeatureGaussianProcess(nn.Module):
         >>> layer.update(x)  # one pass over the training data
         >>> layer.posterior(x).variance.shape
         torch.Size([50, 3])
-        >>> bool(layer.posterior(x + 100).variance.mean() > layer.posterior(x).variance.mean())
+        >>> far = layer.posterior(x + 100).variance
+        >>> bool(far.mean() > layer.posterior(x).variance.mean())
         True
 
     Args:
