@@ -13,6 +13,7 @@ html_theme = "furo"
 html_title = "hesitant"
 html_copy_source = False
 html_show_sourcelink = False
+html_use_index = html_domain_indices = False  # the search and the pages of the API do
 
 myst_heading_anchors = 3  # [text](page.md#a-heading) is checked as any other link is
 
@@ -40,10 +41,12 @@ sphinx_gallery_conf = {
     "gallery_dirs": "examples",
     "filename_pattern": r"\.py",  # every example runs, whatever its name
     "within_subsection_order": "FileNameSortKey",
+    "capture_repr": (),
     "show_memory": False,
     "download_all_examples": False,
     "min_reported_time": 1e6,
     "show_signature": False,
+    "write_computation_times": False,
     "remove_config_comments": True,
 }
 

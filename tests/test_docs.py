@@ -6,13 +6,16 @@ import inspect
 import re
 import subprocess
 import sys
+import warnings
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from tests.markdown import ROOT, blocks, run_blocks
-from tests.report.browser import look_into
+import torch
+from tests.markdown import ROOT, blocks
+from tests.report.browser import look_into_all
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -67,9 +70,10 @@ def examples_of(door: str) -> list[doctest.DocTest]:
 def test_the_examples_in_docstrings_do_as_they_say(door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for example in examples_of(door):
-        report: list[str] = []
-        assert runner.run(example, out=report.append).failed == 0, "".join(report)
+    with torch.random.fork_rng():
+        for example in examples_of(door):
+            report: list[str] = []
+            assert runner.run(example, out=report.append).failed == 0, "".join(report)
 
 
 def test_the_main_names_are_shown_by_an_example() -> None:
@@ -79,8 +83,13 @@ def test_the_main_names_are_shown_by_an_example() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
-def test_the_code_of_a_page_runs_in_order(page: Path, tmp_path: Path) -> None:
-    run_blocks(page, tmp_path, warnings="default" if page.name in OF_OTHERS else "error")
+def test_the_code_of_a_page_runs_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = compile("\n".join(blocks(page, "python")), page.name, "exec")
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        if page.name in OF_OTHERS:
+            warnings.simplefilter("ignore")
+        exec(code, {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
@@ -111,11 +120,31 @@ def site() -> Path:
     return built
 
 
+def copied(page: Path, copy: Path) -> Path:
+    """A copy of a built page that finds what is beside the page, and says what may scroll by itself."""
+    text = page.read_text("utf-8").replace(
+        "<head>", f'<head><base href="{page.as_uri()}"><style>.toc-drawer {{display: none}}</style>', 1
+    )
+    text = text.replace('class="table-wrapper', 'class="scroll table-wrapper').replace("<pre>", '<pre class="scroll">')
+    copy.write_text(text, encoding="utf-8")
+    return copy
+
+
 @pytest.mark.slow
 def test_nothing_on_the_pages_is_broken(site: Path, tmp_path: Path) -> None:
-    pages = [page for page in sorted(site.rglob("*.html")) if page.name not in ("genindex.html", "search.html")]
+    pages = [page for page in sorted(site.rglob("*.html")) if page.name != "search.html"]
     assert len(pages) > len(PAGES) + len(DOORS)
-    for page in pages:
-        for width, found in zip(WIDTHS, look_into(page, tmp_path, widths=WIDTHS), strict=True):
-            where = f"{page.relative_to(site)} at {width}"
+    copies = [copied(page, tmp_path / f"page{place}.html") for place, page in enumerate(pages)]
+    for page, told in zip(pages, look_into_all(copies, tmp_path, widths=WIDTHS), strict=True):
+        for width, found in zip(WIDTHS, told, strict=True):
+            where = f"{page.relative_to(site)}, {width} pixels wide"
             assert found["width"] == found["scrollWidth"] == width, where
+            for fault in ("blank", "unseen", "over", "cut", "dangling", "doubled", "faint"):
+                assert found[fault] == [], where
+            # The small picture of an example stands beside its name.
+            assert [image for image in found["wordless"] if "_thumb.png" not in image] == [], where
+            assert found["headings"][0] == 1, where
+            assert found["headings"].count(1) == 1, where
+            assert all(after <= before + 1 for before, after in pairwise(found["headings"])), where
+            assert all(address.startswith("file:") for address in found["requested"]), where
+            assert found["language"] == "en", where
