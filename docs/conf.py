@@ -1,6 +1,10 @@
 """How Sphinx builds the site: `make docs`. Nothing is fetched, neither by the build nor by the built pages."""
 
+from pathlib import Path
+
 import hesitant
+
+HERE = Path(__file__).parent
 
 project = "hesitant"
 author = copyright = "the authors of hesitant"
@@ -56,6 +60,14 @@ def readable_signature(app, what, name, obj, options, signature, return_annotati
     return signature and signature.replace("<factory>", "{}"), return_annotation
 
 
+def forget_examples(app):
+    """Removes the pages of examples that are there no longer: they would stand in no table of contents."""
+    for page in (HERE / "examples").glob("*.rst"):
+        if page.stem != "index" and not (HERE.parent / "examples" / f"{page.stem}.py").exists():
+            page.unlink()
+
+
 def setup(app):
     """Is called by Sphinx."""
+    app.connect("builder-inited", forget_examples, priority=1)  # before the gallery is made
     app.connect("autodoc-process-signature", readable_signature)
