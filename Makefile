@@ -16,7 +16,7 @@ CHECK_VERSION = import sys; v = sys.version_info; \
 PICK_CONSTRAINTS = import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "constraints-py310.txt")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test lint types test-fast test-slow bench
+.PHONY: help setup data demo test lint types docs test-fast test-slow bench
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 # No build isolation: the build backend, too, is then the pinned one.
 	@set -e; pins="$$($(PY) -c '$(PICK_CONSTRAINTS)')"; \
 	  $(PY) -m pip install --quiet --constraint "$$pins" pip setuptools; \
-	  $(PY) -m pip install --prefer-binary --no-build-isolation --constraint "$$pins" --editable '.[all,test]'
+	  $(PY) -m pip install --prefer-binary --no-build-isolation --constraint "$$pins" --editable '.[all,docs,test]'
 	@touch $(STAMP)
 
 data: $(STAMP) $(IMAGES) ## put MNIST and Fashion-MNIST into data/, every byte checked
@@ -84,7 +84,7 @@ demo: $(STAMP) ## train and compare the methods on two moons and on scanned digi
 	$(VENV)/bin/hesitant demo two-moons
 	$(VENV)/bin/hesitant demo digits
 
-test: lint types test-fast test-slow ## every check: lint, types, tests
+test: lint types docs test-fast test-slow ## every check: lint, types, docs, tests
 
 lint: $(STAMP) ## ruff, and the directions of imports
 	$(PY) -m ruff check .
@@ -92,6 +92,11 @@ lint: $(STAMP) ## ruff, and the directions of imports
 
 types: $(STAMP) ## mypy --strict
 	$(PY) -m mypy
+
+# All pages are read anew: what a page was warned about once is said again. The examples run only where they have changed.
+docs: $(STAMP) ## build the site into docs/_build/html; a warning or a broken link fails
+	$(PY) -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
+	@echo "The site is in docs/_build/html/index.html"
 
 # One thread a worker: two processes of many threads each would fight for the cores.
 test-fast: $(STAMP) ## the tests that take seconds
@@ -101,5 +106,5 @@ test-fast: $(STAMP) ## the tests that take seconds
 test-slow: $(STAMP) $(IMAGES) ## the tests that take longer
 	$(PY) -m pytest -m slow --durations=10 $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
-bench: $(STAMP) $(IMAGES) ## make every figure of the README again
+bench: $(STAMP) $(IMAGES) ## make every figure of the docs again
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script"; done

@@ -2,7 +2,7 @@
 
     python benchmarks/mnist.py                               # everything: an hour and a half on one core
     python benchmarks/mnist.py --parts keras --seeds 0 --rows deterministic sngp
-    python benchmarks/mnist.py --table                       # what was measured, as Markdown for the README
+    python benchmarks/mnist.py --table                       # what was measured, as Markdown for docs/figures.md
 
 Writes benchmarks/results/mnist.json, after each seed and row, and keeps what is there of others. The parts:
 

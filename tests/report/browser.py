@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from html import unescape
 from pathlib import Path
 
@@ -28,6 +29,7 @@ const scrolls = element => element.closest('.scroll') !== null;
 window.addEventListener('load', () => setTimeout(() => {
   const width = document.documentElement.clientWidth;
   parent.postMessage(JSON.stringify({
+    page: location.pathname.split('/').pop(),
     width,
     scrollWidth: document.documentElement.scrollWidth,
     images: all('img').length,
@@ -101,12 +103,21 @@ def run(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def look_into(page: Path, folder: Path, *, widths: tuple[int, ...], dark: bool = False) -> list[dict]:
     """Answers with what the probe found in a copy of the page, in windows of these widths."""
-    text = POLICY.sub("", page.read_text(encoding="utf-8"))  # it would keep the probe out, too
-    assert "</body>" in text
-    (folder / "probed.html").write_text(text.replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
-    frames = "".join(
-        f'<iframe src="probed.html" width="{width}" height="900" style="border: 0"></iframe>' for width in widths
-    )
+    (told,) = look_into_all([page], folder, widths=widths, dark=dark)
+    return told
+
+
+def look_into_all(
+    pages: Sequence[Path], folder: Path, *, widths: tuple[int, ...], dark: bool = False
+) -> list[list[dict]]:
+    """Answers with what the probe found in copies of the pages, each in windows of these widths, in one browser."""
+    frames = ""
+    for place, page in enumerate(pages):
+        text = POLICY.sub("", page.read_text(encoding="utf-8"))  # it would keep the probe out, too
+        assert "</body>" in text
+        (folder / f"probed{place}.html").write_text(text.replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+        for width in widths:
+            frames += f'<iframe src="probed{place}.html" width="{width}" height="900" style="border: 0"></iframe>'
     (folder / "frame.html").write_text(FRAME.format(frames=frames), encoding="utf-8")
     options = ["--virtual-time-budget=20000", "--window-size=1400,1000", "--dump-dom"]
     if dark:
@@ -115,9 +126,9 @@ def look_into(page: Path, folder: Path, *, widths: tuple[int, ...], dark: bool =
     found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)
     assert found is not None, dom[:2000]
     assert found[1], "the page has told nothing: an error stopped the probe"
-    told = sorted(json.loads(unescape(found[1])), key=lambda one: widths.index(one["width"]))
-    assert len(told) == len(widths)
-    return told
+    told = {(one["page"], one["width"]): one for one in json.loads(unescape(found[1]))}
+    assert len(told) == len(pages) * len(widths)
+    return [[told[f"probed{place}.html", width] for width in widths] for place in range(len(pages))]
 
 
 def console(page: Path) -> list[str]:

@@ -28,14 +28,22 @@ def split(
 ) -> tuple[Any, ...]:
     """Answers parts of data: each input is in exactly one of them, and each class is shared out in these proportions.
 
-        train, calibration, test = split(data, [0.8, 0.1, 0.1])
-
     The parts are as large as asked for (fractions of N inputs are rounded by the largest remainders, so that the sizes
     sum to N). Of a class with n inputs, a part gets its share of n, rounded up or down; which way, the sizes of the
     parts and the largest remainders decide. A class with fewer inputs than there are parts is therefore missing in
     some: its inputs go to larger parts first. Within a class the seed draws who goes where. The same seed and the same
     targets give the same parts, on every machine and with every version of NumPy and torch. A part keeps the order of
     the data.
+
+    Example:
+        >>> import torch
+        >>> from hesitant.data import split
+        >>> data = torch.randn(1000, 2), torch.arange(1000) % 4
+        >>> train, calibration, test = split(data, [0.8, 0.1, 0.1])
+        >>> [len(targets) for inputs, targets in (train, calibration, test)]
+        [800, 100, 100]
+        >>> test[1].bincount()
+        tensor([25, 25, 25, 25])
 
     Args:
         data: A tuple `(inputs, targets)`, where the inputs are a tensor, an array, a frame, or a list or dict of them:

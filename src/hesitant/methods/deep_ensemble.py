@@ -48,11 +48,20 @@ class DeepEnsemble(Tempered):
     Source: Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles",
     NeurIPS.
 
+    Example:
+        >>> import torch
+        >>> from hesitant import DeepEnsemble
+        >>> ensemble = DeepEnsemble.from_builder(lambda: torch.nn.Linear(2, 3), num_members=5)
+        >>> ensemble.predict(torch.randn(4, 2)).probs.shape
+        torch.Size([4, 3])
+        >>> ensemble.predict_samples(torch.randn(4, 2)).shape
+        torch.Size([5, 4, 3])
+
     Args:
         members: The models, each a module of its own.
         vectorize: Whether ``hesitant.fit`` trains them, and ``predict`` asks plain ones, in one vectorised pass: None
             where that can be and pays, True wherever it can be, False nowhere. The answers are the same either way.
-        temperature: What divides the logits of each member, beside its own, before the mean (see :class:`Tempered`).
+        temperature: What divides the logits of each member, beside its own, before the mean (see :attr:`temperature`).
         outputs: What plain members answer: ``"probabilities"`` if they end in a softmax or a sigmoid, else
             ``"logits"``; a method around a member says so itself.
 

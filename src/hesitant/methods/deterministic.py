@@ -20,10 +20,16 @@ _NO_SPLIT = (
 class Deterministic(ModelWrapper):
     """Answers with the softmax of the plain model: the baseline that the other methods are compared with.
 
+    Example:
+        >>> import torch
+        >>> from hesitant import Deterministic
+        >>> Deterministic(torch.nn.Linear(2, 3)).predict(torch.zeros(4, 2)).probs.shape
+        torch.Size([4, 3])
+
     Args:
         model: A classifier that answers logits ``(B, C)`` or a single logit, as a tensor or as the ``logits`` of an
             object or dict.
-        temperature: What divides the logits in eval mode (see :class:`Tempered`), but not ``prediction.logits``.
+        temperature: What divides the logits in eval mode (see :attr:`temperature`), but not ``prediction.logits``.
         outputs: ``"probabilities"`` for a model that ends in a softmax or a sigmoid, else ``"logits"``.
     """
 

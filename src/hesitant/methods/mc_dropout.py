@@ -28,6 +28,17 @@ class MCDropout(ModelWrapper):
 
     Source: Gal and Ghahramani 2016, "Dropout as a Bayesian Approximation", ICML.
 
+    Example:
+        >>> import torch
+        >>> from hesitant import MCDropout
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(2, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+        >>> prediction = MCDropout(net, num_samples=20).predict(torch.randn(5, 2))
+        >>> prediction.class_std.shape
+        torch.Size([5, 3])
+        >>> bool((prediction.mutual_information > 0).all())
+        True
+
     Args:
         model: A trained classifier with dropout that answers logits ``(B, C)`` or a single logit, as a tensor or as the
             ``logits`` of an object or dict.
@@ -36,7 +47,7 @@ class MCDropout(ModelWrapper):
             samples are the predictions of S sub-networks: joint samples, as batch active learning needs them.
         chunk_size: How many passes run together; None chooses by the size of their tensors.
         stochastic_depth: Whether whole layers are dropped too, where the model was trained so (DropPath).
-        temperature: What divides each pass's logits in eval mode, before the mean (see :class:`Tempered`).
+        temperature: What divides each pass's logits in eval mode, before the mean (see :attr:`temperature`).
         outputs: ``"probabilities"`` for a model that ends in a softmax or a sigmoid, else ``"logits"``.
 
     Raises:

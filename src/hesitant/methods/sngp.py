@@ -73,20 +73,31 @@ class SNGP(ModelWrapper):
     Source: Liu et al., "Simple and Principled Uncertainty Estimation with Deterministic Deep Learning via Distance
     Awareness", NeurIPS 2020.
 
+    Example:
+        >>> import torch
+        >>> from hesitant import SNGP
+        >>> from torch import nn
+        >>> x = torch.randn(100, 2)
+        >>> model = SNGP(nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)))
+        >>> model.fit_covariance(x)  # after training
+        >>> near, far = model.predict(x), model.predict(x + 100)
+        >>> bool(far.logit_variance.mean() > near.logit_variance.mean())
+        True
+
     Args:
         model: Any classifier whose logits come from a Linear. It is changed in place.
-        classifier: Name of that Linear, where :func:`find_classifier` cannot tell.
+        classifier: Name of that Linear, where it cannot be told otherwise.
         example_input: What the model is called with, to find the Linear that makes the logits by running it.
         norm_bound: Bound on the norm of each layer before the classifier; None bounds nothing. The default, 6, is that
             of the published image models and leaves pretrained weights nearly as they are; residual blocks trained from
             scratch want 0.95 or less, as in the paper.
-        conv_norm: See :class:`SpectralNormalizer`.
+        conv_norm: See :class:`~hesitant.nn.SpectralNormalizer`.
         generator: Draws the random features and the output weights.
-        temperature: What divides the mean-field logits, and each draw, in eval mode (see :class:`Tempered`). The
+        temperature: What divides the mean-field logits, and each draw, in eval mode (see :attr:`temperature`). The
             ``logits`` and the ``logit_variance`` of a prediction are those of the posterior, before it.
         outputs: ``"probabilities"`` for a model that ends in a softmax or a sigmoid, else ``"logits"``.
-        gp_options: Options of :class:`RandomFeatureGaussianProcess`, such as ``num_inducing``, ``kernel_scale`` (here
-            ``"median"`` unless given), ``ridge_penalty``, ``momentum``, ``mean_field_factor``.
+        gp_options: Options of :class:`~hesitant.nn.RandomFeatureGaussianProcess`, such as ``num_inducing``,
+            ``kernel_scale`` (here ``"median"`` unless given), ``ridge_penalty``, ``momentum``, ``mean_field_factor``.
 
     Raises:
         ValueError: The classifier cannot be told, or an option is out of its range.
@@ -207,7 +218,7 @@ class SNGP(ModelWrapper):
     def calibrate_factor(self, mean_field_factor: float | None) -> None:
         """Sets the mean-field factor until the calibration is forgotten; a state dict holds it till then.
 
-        :func:`hesitant.evaluation.calibrate` does it; a factor set by hand, ``gp.mean_field_factor``, is an option of
+        :func:`hesitant.calibrate` does it; a factor set by hand, ``gp.mean_field_factor``, is an option of
         the model and in no state dict.
         """
         self._factor_before = (self.uncalibrated_factor,)

@@ -27,7 +27,11 @@ class Tempered(nn.Module):
 
     @property
     def temperature(self) -> float:
-        """T, positive; :func:`hesitant.evaluation.calibrate` fits it. Set by hand it belongs to no data."""
+        """T, positive, which divides the logits of every distribution that the answer is made of.
+
+        Above 1 it softens, below 1 it sharpens, 1 changes no bit; training mode knows no temperature.
+        :func:`hesitant.calibrate` fits it, and a state dict holds it. Set by hand it belongs to no data.
+        """
         return self._temperature
 
     @temperature.setter

@@ -31,13 +31,28 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
 
     In training ``forward`` answers plain logits ``(..., C)``; in evaluation mean-field logits, once :meth:`update` has
     seen the data. As long as it has not, or the weights have moved since, evaluation answers plain logits and warns
-    once, while :meth:`posterior` raises (:class:`FitValidity` says what of that the layer can see). Inputs are
-    ``(..., D)``; the precision and its factor stay in float64 or float32 whatever the module's own dtype, and under any
-    autocast. Threads may evaluate one layer while another thread fits its covariance: they get the old or the new one.
+    once, while :meth:`posterior` raises. The layer sees its own weights move, and takes it that those before it have
+    where an optimizer has stepped after a training forward.
+
+    Inputs are ``(..., D)``; the precision and its factor stay in float64 or float32 whatever the module's own dtype,
+    and under any autocast. Threads may evaluate one layer while another thread fits its covariance: they get the old
+    or the new one.
 
     Source: Liu et al., "Simple and Principled Uncertainty Estimation with Deterministic Deep Learning via Distance
     Awareness", NeurIPS 2020, section 3.1 and equation 9; Rahimi and Recht, "Random Features for Large-Scale Kernel
     Machines", NeurIPS 2007.
+
+    Example:
+        >>> import torch
+        >>> from hesitant.nn import RandomFeatureGaussianProcess
+        >>> layer = RandomFeatureGaussianProcess(4, 3, num_inducing=64).eval()
+        >>> x = torch.randn(50, 4)
+        >>> layer.update(x)  # one pass over the training data
+        >>> layer.posterior(x).variance.shape
+        torch.Size([50, 3])
+        >>> far = layer.posterior(x + 100).variance
+        >>> bool(far.mean() > layer.posterior(x).variance.mean())
+        True
 
     Args:
         in_features: D, the width of the inputs.

@@ -48,7 +48,8 @@ class LaplaceCovariance(nn.Module):
     """Keeps the precision ``ridge I + sum_i w_i phi_i phi_i^T``, whether it still holds, and its factor.
 
     The data's part is summed in float64 whatever the dtype of the module around it: that is what makes sums over
-    workers, and data added and taken out again, agree. See :class:`RandomFeatureGaussianProcess` for the arguments.
+    workers, and data added and taken out again, agree. The arguments are those of
+    :class:`~hesitant.nn.RandomFeatureGaussianProcess`.
 
     Other threads may read meanwhile: each change sums apart and then puts new tensors, the state and the factor in
     place of the old at once, so that they get the covariance of before or the one of after.
@@ -102,7 +103,7 @@ class LaplaceCovariance(nn.Module):
 
     @property
     def factor(self) -> PosteriorFactor | None:
-        """The factor that is kept, or None: the next evaluation makes it."""
+        """The factor that is kept; None until an evaluation makes it."""
         return self.present.factor
 
     @property

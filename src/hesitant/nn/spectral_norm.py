@@ -50,10 +50,19 @@ class SpectralNormalizer(nn.Module):
     not: frozen and parametrized weights, the packed weight of ``nn.MultiheadAttention``, recurrent layers, transposed
     convolutions, parameters of modules that are none of these, normalisation layers. A BatchNorm scales by gamma / std
     and can undo the bound of the convolution before it: then the bound holds for the convolution, not for the pair.
-    :attr:`unbounded` lists what is left out (:func:`find_layers` says what is listed); where nothing is bounded, a
-    warning says so.
+    :attr:`unbounded` lists what is left out; where nothing is bounded, a warning says so.
 
     Source: Liu et al., NeurIPS 2020 (SNGP), section 3.2 and algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> from hesitant.nn import SpectralNormalizer
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> _ = torch.nn.init.constant_(model[0].weight, 0.25)  # the norm of which is 2
+        >>> normalizer = SpectralNormalizer(model, norm_bound=0.95)
+        >>> normalizer.project()
+        >>> round(normalizer.norms()["0"], 3)
+        0.95
 
     Args:
         model: The network whose layers are bounded. It is referred to, not registered as a submodule.
@@ -66,6 +75,10 @@ class SpectralNormalizer(nn.Module):
             kernel's size.
         exclude: Names of layers (or of modules around them) that are left as they are.
         generator: Draws the seed of the first singular vectors; None takes 0.
+
+    Attributes:
+        unbounded: The weights that are left out, by name, each with the reason: every parameter of two or more axes
+            that is not bounded, but for embeddings and Gaussian processes.
 
     Raises:
         ValueError: An argument is out of its range, or a name in ``exclude`` is not in the model.

@@ -20,7 +20,7 @@ _LOCK = threading.Lock()  # of the set, which may not grow while it is walked
 class WeightWatch:
     """Remembers how a model's weights stood when they were trusted, and suspects who has moved them since.
 
-    Seen at once: a step of any torch optimizer in this process, of other models too (:attr:`raised`); a tensor that was
+    Seen at once: a step of any torch optimizer in this process, of other models too (``raised``); a tensor that was
     replaced or whose memory is another (``.data = ...``, ``.to(...)``); any write in place that autograd is told of,
     under ``no_grad`` too; and what :meth:`raise_suspicion` is called for, such as weights loaded. For writes that
     autograd is not told of (through ``.data`` or NumPy, by a fused optimizer) a look reads 16 numbers spread over the

@@ -49,6 +49,14 @@ class Prediction:
     copied, so do not write to them. Half precision becomes float32, its rows divided by their sums; float64 stays. Two
     predictions are equal only if they are the same object. Entropies are in nats.
 
+    Example:
+        >>> from hesitant import Prediction
+        >>> prediction = Prediction([[0.7, 0.3], [0.4, 0.6]], targets=[0, 0])
+        >>> prediction
+        Prediction(2 inputs, 2 classes, accuracy 0.500, mean confidence 0.650)
+        >>> prediction[prediction.confidence > 0.65].labels
+        tensor([0])
+
     Args:
         probs: `(B, C)` floating, `C >= 2`, each row a distribution: in [0, 1] and summing to 1 within 1e-4 for float32
             and float64, 2e-3 for float16, 1.6e-2 for bfloat16. `B = 0` is allowed: it is what a mask that accepts
@@ -282,7 +290,7 @@ class Prediction:
 
     @property
     def available(self) -> tuple[str, ...]:
-        """The names of the fields that this prediction has: those that `numpy` answers with."""
+        """The names of the fields that this prediction has, as `numpy` answers with them."""
         names = ["probs", "log_probs", "labels", "confidence", "predictive_entropy", "predictive_variance"]
         if self._expected_entropy is not None:
             names += ["expected_entropy", "mutual_information"]

@@ -42,7 +42,7 @@ def fit(
     Runs on one device, or on several GPUs and machines under ``accelerate launch`` or ``torchrun``. Nothing else in the
     library needs it: an own loop does as well.
 
-    A calibration (:func:`hesitant.evaluation.calibrate`) belongs to the weights that it was fitted with: training sets
+    A calibration (:func:`hesitant.calibrate`) belongs to the weights that it was fitted with: training sets
     the temperature to 1 and an SNGP's factor back. The model is left in eval mode, ready to predict.
 
     Members of a :class:`DeepEnsemble` train each as in a fit of its own, in its own order of the data and with its own
@@ -50,7 +50,16 @@ def fit(
     pass, with one step of the optimizer for all, where that can be and pays: not with BatchNorm, not with an optimizer
     that treats numbers of one weight together, on a CPU not with convolutions or over a million parameters, on a GPU
     not if their weights would take half its memory. The others train one after another, to the same result but for
-    rounding. The history is an :class:`EnsembleHistory`, which says which way was taken.
+    rounding. The history is an :class:`~hesitant.training.EnsembleHistory`, which says which way was taken.
+
+    Example:
+        >>> import torch
+        >>> from hesitant import fit
+        >>> x = torch.randn(64, 2)
+        >>> y = (x[:, 0] > 0).long()
+        >>> history = fit(torch.nn.Linear(2, 2), (x, y), epochs=3, progress=False)
+        >>> len(history.train_loss)
+        3
 
     Args:
         model: A classifier, or a method around one, or a DeepEnsemble.

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class History:
-    """How a training run went: a number for each epoch, and the seconds it took."""
+    """How a training run went: a number for each epoch, and the seconds it took.
+
+    Attributes:
+        train_loss: The mean loss of each epoch.
+        validation_nll: The negative log-likelihood of the validation data after each epoch; empty without such data.
+        best_epoch: That of the lowest validation NLL, counted from 1; None without validation data.
+        seconds: What all epochs took, a run resumed from a checkpoint included, and SNGP's covariance.
+    """
 
     train_loss: list[float]
     validation_nll: list[float]

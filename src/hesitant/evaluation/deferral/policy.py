@@ -34,11 +34,22 @@ class DeferralPolicy:
 
     **Which data may be used for what.** Five parts of the data, of which no two share an input: *train* sets the
     weights (and SNGP's covariance); *validation* says when to stop, and which of several models or settings to take;
-    *tune* is for `hesitant.evaluation.calibrate`, which fits a temperature or a mean-field factor; on *choose* the
+    *tune* is for `hesitant.calibrate`, which fits a temperature or a mean-field factor; on *choose* the
     policy is calibrated; *test* is for what is reported. Validation and tune may be one part. Choose may be no other:
     on data that served to make the model, it is more confident and more accurate than on new ones, and the promise
     would be broken unseen. Once a policy has been looked at on test, and another one made for that reason, test is
     choose, and a new test is due. `hesitant.data.split` makes disjoint parts, stratified by class, from a seed.
+
+    Example:
+        >>> import torch
+        >>> from hesitant import DeferralPolicy, Prediction
+        >>> confidence = torch.linspace(0.5, 1, 2000)
+        >>> probs = torch.stack([1 - confidence, confidence], dim=1)
+        >>> targets = (torch.arange(2000) >= 400).long()  # wrong where it is least sure
+        >>> prediction = Prediction(probs, targets=targets)
+        >>> policy = DeferralPolicy.calibrate(prediction, max_risk=0.05)
+        >>> policy.accept(Prediction([[0.45, 0.55], [0.01, 0.99]]))
+        tensor([False,  True])
 
     Attributes:
         threshold: an input is answered if `uncertainty(prediction, score)` is below it; infinite: all are answered.
@@ -185,7 +196,7 @@ class DeferralPolicy:
 
     @property
     def risk_bound(self) -> float | None:
-        """What the error rate among answered inputs is promised not to exceed: `max_risk`; None for a budget."""
+        """`max_risk`, which the error rate among answered inputs is promised not to exceed; None for a budget."""
         return self.max_risk
 
     @property
