@@ -13,7 +13,6 @@ import torch
 
 import hesitant
 from hesitant.data import two_moons, two_moons_ood
-from hesitant.data.two_moons import GRID_EXTENT
 from hesitant.evaluation import accuracy, auroc, uncertainty
 from hesitant.nn import SpectralBoundWarning
 from hesitant.nn.models import DeepResNet
@@ -25,14 +24,14 @@ cloud = two_moons_ood(500, generator=generator)
 
 # %%
 # The plain network, to compare with: residual, six blocks deep, as in the tutorial. Data are a tuple of inputs and
-# targets; ``fit`` trains with Adam, and a training loop of your own would do as well.
+# targets; ``fit`` trains with AdamW, and a training loop of your own would do as well.
 plain = hesitant.Deterministic(DeepResNet(2, 2, generator=generator))
 hesitant.fit(plain, train, epochs=50)
 
 # %%
 # SNGP takes a network over: its last layer becomes a Gaussian process, and the norms of the layers before it are
-# bounded, so that points that lie far apart stay far apart within it. The bound shrinks these fresh weights, which is
-# what it is for; the warning about it is meant for pretrained ones.
+# bounded, so that the residual blocks keep apart what lies apart. The bound shrinks these fresh weights, which is what
+# it is for; the warning about it is meant for pretrained ones.
 #
 # At the end ``fit`` makes one more pass over the training data, for the covariance of the Gaussian process. The
 # variance of the logits is then small among the data and grows with the distance from them. How much it weighs is
@@ -58,7 +57,7 @@ for name, method in {"plain": plain, "SNGP": model}.items():
 # however far that runs from the data; SNGP is sure where there were points, and nowhere else.
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 for ax, (name, method) in zip(axes, {"plain": plain, "SNGP": model}.items(), strict=True):
-    uncertainty_surface(method, ax, extent=GRID_EXTENT, title=name)
+    uncertainty_surface(method, ax, extent=(-3.5, 3.5, -2.5, 2.5), title=name)
     points(*train, ax, ood=cloud, max_points=100)
 axes[0].legend(loc="upper left")
 plt.show()
