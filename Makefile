@@ -16,7 +16,7 @@ CHECK_VERSION = import sys; v = sys.version_info; \
 PICK_CONSTRAINTS = import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "constraints-py310.txt")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test lint types docs test-fast test-slow bench
+.PHONY: help setup data demo test lint types docs test-fast test-slow coverage bench
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ test-fast: $(STAMP) ## the tests that take seconds
 # pytest exits 5 where no test is marked slow.
 test-slow: $(STAMP) $(IMAGES) ## the tests that take longer
 	$(PY) -m pytest -m slow --durations=10 $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+coverage: $(STAMP) ## the tests that take seconds, and which lines and branches no one of them takes
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 $(PYTEST_ARGS)
 
 bench: $(STAMP) $(IMAGES) ## make every figure of the docs again
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script"; done
