@@ -84,10 +84,11 @@ demo: $(STAMP) ## train and compare the methods on two moons and on scanned digi
 	$(VENV)/bin/hesitant demo two-moons
 	$(VENV)/bin/hesitant demo digits
 
-test: lint types docs test-fast test-slow ## every check: lint, types, docs, tests
+test: lint types test-fast test-slow ## every check: lint, types, tests (the slow ones build the site, too)
 
 lint: $(STAMP) ## ruff, and the directions of imports
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check src tests benchmarks examples
 	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 types: $(STAMP) ## mypy --strict

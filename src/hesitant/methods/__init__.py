@@ -15,9 +15,9 @@ from hesitant.methods.outputs import Outputs as Outputs
 from hesitant.methods.outputs import logits_of as logits_of
 from hesitant.methods.outputs import require_rows as require_rows
 from hesitant.methods.random_state import derived_seed as derived_seed
-from hesitant.methods.sngp import SNGP
+from hesitant.methods.sngp import SNGP, FrozenHeadWarning
 from hesitant.methods.temperature import Tempered as Tempered
 from hesitant.methods.temperature import forget_calibrations as forget_calibrations
 from hesitant.methods.wrapper import ModelWrapper as ModelWrapper
 
-__all__ = ["SNGP", "DeepEnsemble", "Deterministic", "MCDropout"]
+__all__ = ["SNGP", "DeepEnsemble", "Deterministic", "FrozenHeadWarning", "MCDropout"]

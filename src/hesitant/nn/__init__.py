@@ -13,23 +13,22 @@ from hesitant.nn.gaussian_logits import GaussianLogits, mean_field_logits
 from hesitant.nn.gaussian_process import RandomFeatureGaussianProcess
 from hesitant.nn.laplace import CovarianceState as CovarianceState
 from hesitant.nn.laplace import LaplaceCovariance
-from hesitant.nn.models import MLP, DeepResNet, WideResNet
+from hesitant.nn.models import DeepResNet as DeepResNet
 from hesitant.nn.posterior_factor import CovarianceError
-from hesitant.nn.recording import GaussianProcessCall as GaussianProcessCall
-from hesitant.nn.recording import recorded as recorded
+from hesitant.nn.recording import GaussianProcessCall, recorded
 from hesitant.nn.spectral_norm import ConvNorm as ConvNorm
 from hesitant.nn.spectral_norm import SpectralBoundWarning, SpectralNormalizer
-from hesitant.nn.weight_watch import WeightWatch as WeightWatch
+from hesitant.nn.weight_watch import WeightWatch
 
 __all__ = [
-    "MLP",
     "CovarianceError",
-    "DeepResNet",
     "GaussianLogits",
+    "GaussianProcessCall",
     "LaplaceCovariance",
     "RandomFeatureGaussianProcess",
     "SpectralBoundWarning",
     "SpectralNormalizer",
-    "WideResNet",
+    "WeightWatch",
     "mean_field_logits",
+    "recorded",
 ]

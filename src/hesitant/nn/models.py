@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+__all__ = ["MLP", "DeepResNet", "ResidualBlock", "WideBlock", "WideResNet"]
+
 
 class DeepResNet(nn.Module):
     """Answers with the class logits of a residual network on feature vectors: the network of the SNGP tutorial.
