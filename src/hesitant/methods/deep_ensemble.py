@@ -60,7 +60,8 @@ class DeepEnsemble(Tempered):
     Args:
         members: The models, each a module of its own.
         vectorize: Whether ``hesitant.fit`` trains them, and ``predict`` asks plain ones, in one vectorised pass: None
-            where that can be and pays, True wherever it can be, False nowhere. The answers are the same either way.
+            where that can be and pays, True wherever it can be, False nowhere. The answers are the same either way, and
+            so is training but for rounding and for which masks dropout draws.
         temperature: What divides the logits of each member, beside its own, before the mean (see :attr:`temperature`).
         outputs: What plain members answer: ``"probabilities"`` if they end in a softmax or a sigmoid, else
             ``"logits"``; a method around a member says so itself.

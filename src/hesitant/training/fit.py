@@ -46,11 +46,12 @@ def fit(
     the temperature to 1 and an SNGP's factor back. The model is left in eval mode, ready to predict.
 
     Members of a :class:`DeepEnsemble` train each as in a fit of its own, in its own order of the data and with its own
-    dropout, which follow from ``seed`` and its place. Members of one architecture train together in one vectorised
-    pass, with one step of the optimizer for all, where that can be and pays: not with BatchNorm, not with an optimizer
-    that treats numbers of one weight together, on a CPU not with convolutions or over a million parameters, on a GPU
-    not if their weights would take half its memory. The others train one after another, to the same result but for
-    rounding. The history is an :class:`~hesitant.training.EnsembleHistory`, which says which way was taken.
+    dropout, which follow from ``seed``. Members of one architecture train together in one vectorised pass, with one
+    step of the optimizer for all, where that can be and pays: not with BatchNorm, not with an optimizer that treats
+    numbers of one weight together, on a CPU not with convolutions or over a million parameters, on a GPU not if their
+    weights would take half its memory. The others train one after another, to the same result but for rounding and
+    for the masks of dropout, which are others of the same distribution. The history is an
+    :class:`~hesitant.training.EnsembleHistory`, which says which way was taken.
 
     Example:
         >>> import torch
