@@ -13,6 +13,7 @@ from hesitant.methods.random_state import PassSeed, derived_seed, seed_sequence
 
 _FEW_WORDS = 512  # of which a generator gives few faster raw
 _EXACT_ENOUGH = 1e-3  # relative to the rarer of keeping and dropping
+_MOST_AHEAD = 2**18  # numbers of a mask for all passes: of larger ones a pass draws its own as fast
 
 
 _Asked = tuple[tuple[int, ...], float, torch.device]  # shape, rate and place of a draw
@@ -106,7 +107,12 @@ class MasksAhead:
         return MasksOfOne(self, index, self._seeds[index])
 
     def kept(self, draw: int, asked: _Asked) -> Mask | None:
-        """Answers the masks of all passes for a draw, by its number; None if the first pass asked for others."""
+        """Answers the masks of all passes for a draw, by its number.
+
+        None where they are large, or the first pass asked for others.
+        """
+        if math.prod(asked[0]) * len(self._seeds) > _MOST_AHEAD:
+            return None
         if draw == len(self._asked):
             self._kept.append(self._masks.draw(*asked))
             self._asked.append(asked)
