@@ -105,8 +105,6 @@ def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path: Path, optimizer: Any) -
     ("make", "options"),
     [
         (lambda: sngp(normed()), {}),
-        (lambda: sngp(convolutional()), {}),
-        (lambda: sngp(dense()), {"validation_data": VALIDATION}),
         (lambda: sngp(convolutional()), {"validation_data": VALIDATION}),
         (lambda: sngp(dense()), {"validation_data": VALIDATION, "patience": 3}),
         (lambda: sngp(dense(), momentum=0.9), {}),
@@ -119,8 +117,6 @@ def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path: Path, optimizer: Any) -
     ],
     ids=[
         "BatchNorm",
-        "convolution",
-        "validation",
         "convolution, validation",
         "patience",
         "momentum",

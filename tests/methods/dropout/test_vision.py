@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from hesitant import MCDropout
 
 CLASSES = 3
-slow = pytest.mark.slow
 
 
 def images(size: int = 32, number: int = 3) -> Tensor:
@@ -69,6 +68,12 @@ def torchvision_model(name: str, **options: Any) -> Callable[[], nn.Module]:
     return make
 
 
+def torchvision_densenet() -> nn.Module:
+    from torchvision.models import DenseNet
+
+    return DenseNet(4, (2, 2), 8, drop_rate=0.3, num_classes=CLASSES)
+
+
 def torchvision_vit(**rates: float) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         from torchvision.models import VisionTransformer
@@ -100,28 +105,23 @@ VISION: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "timm vit attn_drop_rate": (timm_vit(attn_drop_rate=0.3), 32),
     "timm vit attn_drop_rate, not fused": (timm_vit(fused=False, attn_drop_rate=0.3), 32),
     "timm vit patch_drop_rate": (timm_vit(patch_drop_rate=0.5), 32),
-    "timm resnet18 drop_rate": (timm_model("resnet18", drop_rate=0.3), 32),
-    "timm resnet18 drop_block_rate": (timm_model("resnet18", drop_block_rate=0.2), 64),
-    "timm densenet drop_rate": (timm_model("densenet121", drop_rate=0.3), 32),
+    "timm resnet drop_rate": (timm_model("test_resnet", drop_rate=0.3), 32),
+    "timm resnet drop_block_rate": (timm_model("test_resnet", drop_block_rate=0.2), 64),
+    "timm efficientnet drop_rate": (timm_model("test_efficientnet", drop_rate=0.3), 32),
+    "timm convnext drop_rate": (timm_model("test_convnext", drop_rate=0.3), 32),
     "timm swin attn_drop_rate": (timm_model("swin_tiny_patch4_window7_224", **SWIN, attn_drop_rate=0.3), 32),
     "torchvision vit dropout": (torchvision_vit(dropout=0.3), 32),
     "torchvision vit attention_dropout": (torchvision_vit(attention_dropout=0.3), 32),
     "torchvision swin dropout": (torchvision_swin(dropout=0.3), 32),
     "torchvision swin attention_dropout": (torchvision_swin(attention_dropout=0.3), 32),
-    "torchvision mobilenet_v3_small": (torchvision_model("mobilenet_v3_small", dropout=0.3), 32),
+    "torchvision densenet": (torchvision_densenet, 32),
+    "torchvision mobilenet_v3_small": (torchvision_model("mobilenet_v3_small", width_mult=0.25, dropout=0.3), 32),
     "torchvision squeezenet1_1": (torchvision_model("squeezenet1_1"), 64),
-    "torchvision alexnet": (torchvision_model("alexnet"), 64),
     "torchvision googlenet": (torchvision_model("googlenet", aux_logits=True, init_weights=False), 64),
 }
-SLOW_VISION = ("swin", "drop_block", "densenet", "alexnet", "googlenet")
+LARGE = ("swin", "googlenet")
 # Those in which dropout comes before the classifier alone.
-LAST = ("resnet18 drop_rate", "densenet", "vit drop_rate")
-
-
-def vision(names: Any) -> Any:
-    return pytest.mark.parametrize(
-        "name", [pytest.param(n, marks=[slow] * any(part in n for part in SLOW_VISION)) for n in names]
-    )
+LAST = ("resnet drop_rate", "efficientnet", "convnext", "vit drop_rate")
 
 
 def vision_model(name: str) -> tuple[Any, Tensor]:
@@ -129,17 +129,17 @@ def vision_model(name: str) -> tuple[Any, Tensor]:
     return distinct(build), images(size)
 
 
-@vision(VISION)
+@pytest.mark.parametrize("name", VISION)
 def test_each_dropout_of_a_vision_model_answers_as_in_the_plain_loop(name: str) -> None:
     model, x = vision_model(name)
     prediction = MCDropout(model, num_samples=20).predict(x, seed=0)
     assert bool((prediction.class_std > 1e-7).all())
-    passes = 40 if any(part in name for part in SLOW_VISION) else 80
+    passes = 40 if any(part in name for part in LARGE) else 80
     samples = MCDropout(model, num_samples=3 * passes).predict_samples(x, seed=0)
     assert_same_distribution(samples, plain_passes(model, x, passes), jointly="patch" not in name)
 
 
-@vision(VISION)
+@pytest.mark.parametrize("name", VISION)
 def test_each_dropout_of_a_vision_model_is_shared_or_an_error(name: str) -> None:
     model, x = vision_model(name)
     method = MCDropout(model, num_samples=6, masks="shared")
@@ -153,14 +153,16 @@ def test_each_dropout_of_a_vision_model_is_shared_or_an_error(name: str) -> None
         torch.testing.assert_close(samples, samples[:, :1].expand_as(samples), rtol=1e-4, atol=1e-5)
 
 
-@vision([name for name in VISION if any(part in name for part in LAST)])
+@pytest.mark.parametrize("name", [name for name in VISION if any(part in name for part in LAST)])
 def test_all_before_the_classifier_runs_once(name: str) -> None:
     model, x = vision_model(name)
     once = operations(lambda: model(x))
     assert operations(lambda: MCDropout(model, num_samples=30).predict(x, seed=0)) <= 1.2 * once
 
 
-@vision(["timm resnet18 drop_rate", "torchvision mobilenet_v3_small", "timm densenet drop_rate"])
+@pytest.mark.parametrize(
+    "name", ["timm resnet drop_rate", "torchvision mobilenet_v3_small", "timm efficientnet drop_rate"]
+)
 def test_statistics_of_a_vision_model_stay_and_one_image_is_enough(name: str) -> None:
     model, x = vision_model(name)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -173,7 +175,7 @@ def test_statistics_of_a_vision_model_stay_and_one_image_is_enough(name: str) ->
 
 
 def test_images_with_channels_last_answer_the_same() -> None:
-    model, x = vision_model("timm resnet18 drop_rate")
+    model, x = vision_model("timm resnet drop_rate")
     expected = MCDropout(model, num_samples=30).predict(x, seed=0)
     for other in (model, model.to(memory_format=torch.channels_last)):
         prediction = MCDropout(other, num_samples=30).predict(x.to(memory_format=torch.channels_last), seed=0)
@@ -199,13 +201,13 @@ def hugging_face_convnext() -> nn.Module:
 
 DEPTH: dict[str, Callable[[], nn.Module]] = {
     "timm vit": timm_vit(drop_path_rate=0.5),
-    "timm resnet10t": timm_model("resnet10t", drop_path_rate=0.5),
+    "timm resnet": timm_model("test_resnet", drop_path_rate=0.5),
     "torchvision swin": torchvision_swin(stochastic_depth_prob=0.5),
     "Hugging Face ConvNext": hugging_face_convnext,
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[slow] * ("swin" in n)) for n in DEPTH])
+@pytest.mark.parametrize("name", DEPTH)
 def test_stochastic_depth_is_no_dropout_unless_asked_for(name: str) -> None:
     model = distinct(DEPTH[name])
     x: Any = {"pixel_values": images()} if "Hugging" in name else images()
@@ -222,6 +224,6 @@ def test_stochastic_depth_is_no_dropout_unless_asked_for(name: str) -> None:
 def test_stochastic_depth_beside_dropout_is_inactive_unless_asked_for() -> None:
     model = distinct(timm_vit(drop_path_rate=0.5, proj_drop_rate=0.3))
     for active in (False, True):
-        method = MCDropout(model, num_samples=400, stochastic_depth=active)
+        method = MCDropout(model, num_samples=200, stochastic_depth=active)
         samples = method.predict_samples(images(), seed=0)
-        assert_same_distribution(samples, plain_passes(model, images(), 400, stochastic_depth=active))
+        assert_same_distribution(samples, plain_passes(model, images(), 200, stochastic_depth=active))
