@@ -162,8 +162,7 @@ def test_groups_of_one_shape_equal_one_by_one():
 # ---------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize(("optimizer", "fused"), [("SGD", False), ("AdamW", True)])
 def test_bound_holds_after_training(net, optimizer, fused):
     model, x = net
     bounded = Bounded(model, 0.9)
