@@ -147,9 +147,10 @@ def test_help_waits_for_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("demo", ["two-moons", "digits"])
-def test_demo_prints_a_table_and_writes_picture_and_figures(demo, tmp_path):
-    result = run("demo", demo, "--methods", "deterministic", "--epochs", "1", "--seed", "5", "--out", str(tmp_path))
+@pytest.mark.parametrize(("demo", "methods"), [("two-moons", ["sngp", "deterministic"]), ("digits", ["deterministic"])])
+def test_demo_prints_a_table_and_writes_picture_and_figures(demo, methods, tmp_path, monkeypatch):
+    monkeypatch.setattr("hesitant.demos.result.TIMED_REPEATS", 1)
+    result = run("demo", demo, "-m", ",".join(methods), "--epochs", "1", "--seed", "5", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert "Deterministic" in result.stdout
     assert "AUROC" in result.stdout
@@ -157,14 +158,20 @@ def test_demo_prints_a_table_and_writes_picture_and_figures(demo, tmp_path):
     assert "Deterministic" in (tmp_path / f"{demo}.html").read_text(encoding="utf-8")
     content = json.loads((tmp_path / f"{demo}.json").read_text(encoding="utf-8"))
     assert (content["seed"], content["epochs"]) == (5, 1)
+    assert list(content["methods"]) == methods
 
 
 @pytest.mark.parametrize("given", [["-m", "sngp,deterministic"], ["-m", "sngp", "--methods", "deterministic"]])
-def test_methods_come_separated_by_commas_or_repeated(given, tmp_path):
-    result = run("demo", "two-moons", *given, "--epochs", "1", "--out", str(tmp_path))
-    assert result.exit_code == 0, result.output
-    content = json.loads((tmp_path / "two-moons.json").read_text(encoding="utf-8"))
-    assert list(content["methods"]) == ["sngp", "deterministic"]
+def test_methods_come_separated_by_commas_or_repeated(given, monkeypatch):
+    asked = []
+
+    def run_two_moons(methods, **options):
+        asked.extend(methods)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("hesitant.demos.two_moons.run_two_moons", run_two_moons)
+    assert run("demo", "two-moons", *given).exit_code == 2
+    assert asked == ["sngp", "deterministic"]
 
 
 @pytest.mark.parametrize(

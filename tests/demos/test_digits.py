@@ -7,7 +7,7 @@ from hesitant.demos.digits import SNGP_SETTINGS, run_digits
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory):
+def result(tmp_path_factory, small_demos):
     return run_digits(seed=1, epochs=2, out=tmp_path_factory.mktemp("digits"), progress=False)
 
 

@@ -8,7 +8,7 @@ from hesitant.demos.two_moons import SNGP_SETTINGS, run_two_moons
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory):
+def result(tmp_path_factory, small_demos):
     folder = tmp_path_factory.mktemp("two_moons")
     return run_two_moons(seed=1, epochs=2, out=folder, progress=False)
 
@@ -63,17 +63,12 @@ def test_the_seed_matters(result):
 
 
 @pytest.mark.slow
-def test_the_demos_own_settings_know_what_they_do_not_know():
-    result = run_two_moons(seed=0, progress=False)
+def test_with_the_demos_own_settings_sngp_knows_what_it_does_not_know_and_the_report_recommends_it(tmp_path):
+    result = run_two_moons(["deterministic", "sngp"], seed=0, out=tmp_path, progress=False)
     plain, sngp = result.methods["deterministic"], result.methods["sngp"]
     assert plain.auroc < 0.5
     assert sngp.auroc >= 0.999
     assert sngp.u_ood >= 0.98
     assert sngp.accuracy >= 0.995
     assert sngp.nll <= 0.015
-
-
-@pytest.mark.slow
-def test_the_report_recommends_the_method_that_knows(tmp_path):
-    result = run_two_moons(["deterministic", "sngp"], seed=0, out=tmp_path, progress=False)
     assert "Use SNGP: it answers 9" in result.files["html"].read_text(encoding="utf-8")

@@ -68,7 +68,7 @@ WITH_TARGETS: dict[str, Any] = {
     "column of targets": lambda: (X, Y.unsqueeze(1)),
     "float targets": lambda: (X, Y.float()),
     "one-hot targets": lambda: (X, torch.nn.functional.one_hot(Y, 3)),
-    "tuple of one": lambda: ((X,), Y) if False else ([X], Y),
+    "list of one input": lambda: ([X], Y),
     "dict": lambda: {"x": X, "labels": Y},
     "dict of arrays": lambda: {"x": X.numpy(), "label": Y.numpy()},
     "dict and targets": lambda: ({"x": X}, Y),
@@ -96,15 +96,15 @@ def inputs_of(batch: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", WITH_TARGETS)
-@pytest.mark.parametrize("batch_size", [None, 3])
-def test_all_ways_of_writing_inputs_and_targets_mean_the_same(kind: str, batch_size: int | None) -> None:
-    parts = list(batches(WITH_TARGETS[kind](), batch_size))
-    assert torch.equal(torch.cat([inputs_of(part) for part in parts]), X)
-    targets = [as_class_targets(part.targets) for part in parts]
-    assert all(target is not None and target.dtype == torch.int64 for target in targets)
-    assert torch.equal(torch.cat([target for target in targets if target is not None]), Y)
-    assert [part.num_inputs for part in parts] == [len(inputs_of(part)) for part in parts]
-    assert all(inputs_of(part).dtype == torch.float32 for part in parts)
+def test_all_ways_of_writing_inputs_and_targets_mean_the_same(kind: str) -> None:
+    for batch_size in (None, 3):
+        parts = list(batches(WITH_TARGETS[kind](), batch_size))
+        assert torch.equal(torch.cat([inputs_of(part) for part in parts]), X)
+        targets = [as_class_targets(part.targets) for part in parts]
+        assert all(target is not None and target.dtype == torch.int64 for target in targets)
+        assert torch.equal(torch.cat([target for target in targets if target is not None]), Y)
+        assert [part.num_inputs for part in parts] == [len(inputs_of(part)) for part in parts]
+        assert all(inputs_of(part).dtype == torch.float32 for part in parts)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 64])

@@ -1,4 +1,4 @@
-"""How an ensemble is made, copied and called; what it predicts is in test_deep_ensemble_predict.py."""
+"""How an ensemble is made, copied and called; what it predicts is in members/test_predict.py."""
 
 import copy
 import inspect
@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.methods.ensembles import CLASSES, X, ensemble_of, mlp
+from tests.methods.members.ensembles import CLASSES, X, ensemble_of, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hesitant import SNGP, DeepEnsemble, Deterministic, MCDropout
 from hesitant.methods.outputs import logits_of
-from hesitant.nn import RandomFeatureGaussianProcess
-from hesitant.nn.models import MLP, DeepResNet
+from hesitant.nn.models import DeepResNet
 
 
 @pytest.fixture(autouse=True)
@@ -166,38 +165,6 @@ def test_a_builder_that_fails_leaves_the_global_random_states_too() -> None:
     assert before == random_states()
 
 
-def fixed(seeds: list[int]) -> Callable[[], nn.Module]:
-    """A builder that draws from generators of its own, seeded one after another."""
-    iterator = itertools.cycle(seeds)
-    return lambda: MLP(4, CLASSES, hidden=(8,), generator=torch.Generator().manual_seed(next(iterator)))
-
-
-@pytest.mark.parametrize(("seeds", "pair"), [([0], "0 and 1"), ([0, 1], "0 and 2"), ([0, 1, 1], "1 and 2")])
-def test_the_same_weights_again_raise(seeds: list[int], pair: str) -> None:
-    with pytest.raises(ValueError, match=f"members {pair} the same weights: .* without a seed"):
-        DeepEnsemble.from_builder(fixed(seeds), 4)
-
-
-def test_random_features_that_members_share_raise_wherever_they_are() -> None:
-    def alone() -> nn.Module:
-        shared = torch.Generator().manual_seed(0)
-        return nn.Sequential(nn.Linear(4, 8), RandomFeatureGaussianProcess(8, CLASSES, generator=shared))
-
-    builders: list[Callable[[], nn.Module]] = [lambda: sngp(generator=torch.Generator().manual_seed(0)), alone]
-    for build in builders:
-        with pytest.raises(ValueError, match=r"members 0 and 1 the same random features: leave SNGP's generator out"):
-            DeepEnsemble.from_builder(build, 2)
-
-
-def test_a_frozen_backbone_may_be_common_and_its_tensors_shared() -> None:
-    backbone = nn.Linear(4, 8).requires_grad_(False)
-    ensemble = ensemble_of(lambda: nn.Sequential(backbone, nn.ReLU(), nn.Linear(8, CLASSES)))
-    assert all(member[0] is backbone for member in ensemble.members)
-    expected = torch.stack([member(X).softmax(-1) for member in ensemble.members]).mean(0)
-    torch.testing.assert_close(ensemble.predict(X).probs, expected)
-    assert len(list(ensemble.parameters())) == 2 + 3 * 2
-
-
 @pytest.mark.parametrize("seed", [-1, 0.5, None, True])
 def test_a_seed_out_of_its_range_raises(seed: Any) -> None:
     with pytest.raises(ValueError, match=f"seed={seed!r}"):
@@ -231,11 +198,6 @@ def test_what_are_no_members_raises() -> None:
         DeepEnsemble.from_builder(lambda: None, 2)  # type: ignore[arg-type,return-value]
     with pytest.raises(TypeError, match=r"build is a MLP: expected a function"):
         DeepEnsemble.from_builder(net, 2)
-
-
-def test_weights_that_wait_for_the_first_input_raise() -> None:
-    with pytest.raises(ValueError, match=r"left '0.weight' without values until the first input"):
-        DeepEnsemble.from_builder(lambda: nn.Sequential(nn.LazyLinear(3)), 2)
 
 
 def test_members_may_come_from_any_iterable() -> None:
@@ -284,8 +246,13 @@ class Answering(nn.Module):
 KINDS = ("plain", "single", "squeezed", "softmax", "tuple", "dict", "object")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *((kind, torch.float32) for kind in KINDS),
+        *((kind, dtype) for kind in ("plain", "softmax") for dtype in (torch.float64, torch.bfloat16)),
+    ],
+)
 def test_the_softmax_of_forward_is_the_predictive_distribution(kind: str, dtype: torch.dtype) -> None:
     ensemble, x = ensemble_of(lambda: Answering(kind)).to(dtype), X.to(dtype)
     ensemble.outputs = "probabilities" if kind == "softmax" else "logits"
@@ -375,8 +342,16 @@ def test_a_compiled_ensemble_answers_as_the_plain_one() -> None:
 # ---------------------------------------------------------------- copies
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded, lambda e: pickle.loads(pickle.dumps(e))])
-@pytest.mark.parametrize("kind", [None, Deterministic, MCDropout])
+@pytest.mark.parametrize(
+    ("kind", "copied"),
+    [
+        (None, copy.deepcopy),
+        (None, lambda e: pickle.loads(pickle.dumps(e))),
+        (Deterministic, copy.deepcopy),
+        (MCDropout, copy.deepcopy),
+        (MCDropout, saved_and_loaded),
+    ],
+)
 def test_a_copy_answers_alike_and_lives_by_itself(kind: Any, copied: Any) -> None:
     ensemble = ensemble_of(mlp if kind is None else lambda: kind(mlp()))
     before = ensemble.predict(X, seed=0).probs

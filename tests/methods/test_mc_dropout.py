@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.methods.mc_dropout_oracle import assert_same_distribution, generator, plain_passes
+from tests.methods.dropout.oracle import assert_same_distribution, generator, plain_passes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset

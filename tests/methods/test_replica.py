@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.methods.mc_dropout_oracle import generator
+from tests.methods.dropout.oracle import generator
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 

@@ -39,6 +39,12 @@ def torchvision_model(name: str, **options: Any) -> Callable[[], nn.Module]:
     return make
 
 
+def small_densenet() -> nn.Module:
+    from torchvision.models import DenseNet
+
+    return DenseNet(4, (2, 2), 8, num_classes=CLASSES)
+
+
 def small_vit() -> nn.Module:
     from torchvision.models import VisionTransformer
 
@@ -90,15 +96,13 @@ def pixels() -> dict[str, Tensor]:
 
 MODELS = {
     "torchvision resnet18": (torchvision_model("resnet18"), "fc", images),
-    "torchvision mobilenet_v3_small": (torchvision_model("mobilenet_v3_small"), "classifier.3", images),
-    "torchvision densenet121": (torchvision_model("densenet121"), "classifier", images),
+    "torchvision mobilenet": (torchvision_model("mobilenet_v3_small", width_mult=0.25), "classifier.3", images),
+    "torchvision densenet": (small_densenet, "classifier", images),
     "torchvision vit": (small_vit, "heads.head", images),
-    "timm resnet18": (timm_model("resnet18"), "fc", images),
-    "timm mobilenetv3_small_100": (timm_model("mobilenetv3_small_100"), "classifier", images),
-    "timm efficientnet_b0": (timm_model("efficientnet_b0"), "classifier", images),
-    "timm convnext_atto": (timm_model("convnext_atto"), "head.fc", images),
+    "timm resnet": (timm_model("test_resnet"), "fc", images),
+    "timm efficientnet": (timm_model("test_efficientnet"), "classifier", images),
+    "timm convnext": (timm_model("test_convnext"), "head.fc", images),
     "timm vit": (timm_model("vit_tiny_patch16_224", img_size=32, depth=2), "head", images),
-    "timm densenet121": (timm_model("densenet121"), "classifier", images),
     "BERT": (hugging_face("Bert", **TEXT), "classifier", tokens),
     "BERT eager": (hugging_face("Bert", "eager", **TEXT), "classifier", tokens),
     "RoBERTa": (hugging_face("Roberta", **TEXT), "classifier.out_proj", tokens),
@@ -106,7 +110,7 @@ MODELS = {
     "ViT": (hugging_face("ViT", **VIT), "classifier", pixels),
     "TransformerEncoder": (Encoder, "head", images),
 }
-SLOW = ("densenet121", "efficientnet_b0", "convnext_atto", "timm resnet18")
+SLOW = ("resnet18",)
 
 
 @pytest.mark.filterwarnings("ignore::hesitant.nn.SpectralBoundWarning")

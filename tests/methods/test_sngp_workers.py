@@ -1,4 +1,4 @@
-"""Several gloo workers give what one worker gives. Each number of workers is started once, and does everything."""
+"""Several gloo workers give what one worker gives. They are started once, and do everything."""
 
 import os
 import warnings
@@ -19,6 +19,7 @@ from hesitant import SNGP
 from hesitant.nn.models import MLP
 
 pytestmark = pytest.mark.slow
+WORKERS = 3  # which share neither of these sizes out evenly, and of two some get nothing
 SIZES = (1, 2, 61)
 
 
@@ -159,11 +160,11 @@ def work(rank: int, workers: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = str(tmp_path_factory.mktemp("workers"))
-    torch.multiprocessing.spawn(work, args=(request.param, folder), nprocs=request.param)
-    return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(request.param)]
+    torch.multiprocessing.spawn(work, args=(WORKERS, folder), nprocs=WORKERS)
+    return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(WORKERS)]
 
 
 def test_the_covariance_is_that_of_one_worker(answers: list[dict[str, Any]]) -> None:

@@ -52,12 +52,11 @@ def check(operator, weight):
     torch.testing.assert_close(sigma, norms, rtol=2e-2, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("stride", "padding", "dilation", "size"), list(itertools.product((1, 2, 3), (0, 1, 2), (1, 2), ((6, 7), (8, 5))))
-)
-def test_conv2d_is_its_matrix(stride, padding, dilation, size):
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_conv2d_is_its_matrix(stride, dilation):
     weight = randn(2, 4, 2, 3, 2)  # L, Cout, Cin / groups, kernel
-    for groups in (1, 2):
+    for padding, size, groups in ((0, (6, 7), 1), (0, (8, 5), 2), (1, (8, 5), 1), (2, (6, 7), 2)):
         operator = ConvOperator(2 * groups, size, (stride,) * 2, (dilation,) * 2, groups, (padding,) * 4)
         check(operator, weight)
 
@@ -65,20 +64,19 @@ def test_conv2d_is_its_matrix(stride, padding, dilation, size):
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_padding_modes_are_their_matrix(mode, dims):
-    size = (6, 5, 4)[:dims]
+    size = (5, 4, 3)[:dims]
     weight = randn(2, 3, 2, *(3,) * dims)
     check(ConvOperator(2, size, (1,) * dims, (1,) * dims, 1, (1, 1) * dims, mode), weight)
     check(ConvOperator(2, size, (2,) * dims, (1,) * dims, 1, (2, 1) * dims, mode), weight)
 
 
 @pytest.mark.parametrize("dims", [1, 3])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("dilation", [1, 2])
-def test_conv1d_and_conv3d_are_their_matrix(dims, stride, dilation):
+def test_conv1d_and_conv3d_are_their_matrix(dims):
     size = (5, 6, 5)[:dims]
     weight = randn(2, 4, 1, *(2,) * dims)
     padding = (1, 0, 2, 1, 0, 1)[: 2 * dims]
-    check(ConvOperator(2, size, (stride,) * dims, (dilation,) * dims, 2, padding), weight)
+    for stride, dilation in itertools.product((1, 2, 3), (1, 2)):
+        check(ConvOperator(2, size, (stride,) * dims, (dilation,) * dims, 2, padding), weight)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (1, 7, 5), (2, 4, 3, 2, 2), (2, 1, 6), (2, 6, 1)])
@@ -122,11 +120,9 @@ def test_zero_operators_have_norm_zero():
         assert torch.equal(largest_singular_value(operator, weight, u), torch.zeros(2))
 
 
-@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("size", [5, 6])
-def test_same_padding_gives_tensorflows_size(kernel, stride, size):
-    before, after = same_padding((size,), (kernel,), (stride,))
-    assert (size + before + after - kernel) // stride + 1 == -(-size // stride)
-    assert before <= after <= before + 1
-    assert same_padding((size, 9), (kernel, 3), (stride, 1)) == (1, 1, before, after)
+def test_same_padding_gives_tensorflows_size():
+    for kernel, stride, size in itertools.product((1, 2, 3, 5), (1, 2, 3), (5, 6)):
+        before, after = same_padding((size,), (kernel,), (stride,))
+        assert (size + before + after - kernel) // stride + 1 == -(-size // stride)
+        assert before <= after <= before + 1
+        assert same_padding((size, 9), (kernel, 3), (stride, 1)) == (1, 1, before, after)

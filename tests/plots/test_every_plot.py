@@ -76,10 +76,12 @@ every_plot = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
 
 
 @every_plot
-def test_draws_on_the_axes_it_is_given_and_opens_no_other_figure(draw, ax):
+def test_draws_on_the_axes_it_is_given_opens_no_other_figure_and_leaves_the_style_alone(draw, ax):
+    before = dict(mpl.rcParams)
     assert draw(ax) is ax
     assert ax.figure.axes == [ax]
     assert plt.get_fignums() == []
+    assert dict(mpl.rcParams) == before
 
 
 @every_plot
@@ -89,18 +91,11 @@ def test_makes_its_own_axes_where_none_is_given(draw):
 
 
 @every_plot
-def test_leaves_the_global_style_alone(draw, ax):
-    before = dict(mpl.rcParams)
-    draw(ax)
-    assert dict(mpl.rcParams) == before
-
-
-@every_plot
-@pytest.mark.parametrize("size", [(6.4, 4.8), (4.0, 3.2)], ids=["usual", "small"])
-def test_everything_stays_within_the_picture(draw, size):
-    figure = Figure(figsize=size, layout="constrained")
-    draw(figure.subplots())
-    figure.draw_without_rendering()
-    box = figure.get_tightbbox()  # in inches
-    assert 0 <= box.x0 <= box.x1 <= size[0]
-    assert 0 <= box.y0 <= box.y1 <= size[1]
+def test_everything_stays_within_a_picture_of_usual_or_small_size(draw):
+    for width, height in ((6.4, 4.8), (4.0, 3.2)):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure.subplots())
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox()  # in inches
+        assert 0 <= box.x0 <= box.x1 <= width
+        assert 0 <= box.y0 <= box.y1 <= height

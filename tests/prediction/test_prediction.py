@@ -45,40 +45,39 @@ def test_labels_and_confidence_are_those_of_the_largest_probability():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("num_samples", "num_classes"), [(1, 2), (2, 2), (10, 3), (4, 1000)])
-def test_entropies_and_spread_agree_with_the_plain_formulas(dtype, num_samples, num_classes):
-    samples = random_samples(num_samples, 6, num_classes, dtype=dtype)
-    prediction = Prediction.from_samples(samples)
-    exact = (samples.double() / samples.double().sum(dim=-1, keepdim=True)).numpy()
-    mean = exact.mean(axis=0)
-
+def test_entropies_and_spread_agree_with_the_plain_formulas(dtype):
     def entropy(p: np.ndarray) -> np.ndarray:
         return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(axis=-1)
 
-    tolerance = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-6}
-    np.testing.assert_allclose(prediction.probs, mean, **tolerance)
-    np.testing.assert_allclose(prediction.predictive_entropy, entropy(mean), **tolerance)
-    np.testing.assert_allclose(prediction.expected_entropy, entropy(exact).mean(axis=0), **tolerance)
-    np.testing.assert_allclose(prediction.class_std, exact.std(axis=0), **tolerance)
-    np.testing.assert_allclose(prediction.predictive_variance, (mean * (1 - mean)).sum(axis=-1), **tolerance)
-    np.testing.assert_allclose(prediction.log_probs.exp(), mean, **tolerance)
+    for num_samples, num_classes in ((1, 2), (2, 2), (10, 3), (4, 1000)):
+        samples = random_samples(num_samples, 6, num_classes, dtype=dtype)
+        prediction = Prediction.from_samples(samples)
+        exact = (samples.double() / samples.double().sum(dim=-1, keepdim=True)).numpy()
+        mean = exact.mean(axis=0)
+        tolerance = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-6}
+        np.testing.assert_allclose(prediction.probs, mean, **tolerance)
+        np.testing.assert_allclose(prediction.predictive_entropy, entropy(mean), **tolerance)
+        np.testing.assert_allclose(prediction.expected_entropy, entropy(exact).mean(axis=0), **tolerance)
+        np.testing.assert_allclose(prediction.class_std, exact.std(axis=0), **tolerance)
+        np.testing.assert_allclose(prediction.predictive_variance, (mean * (1 - mean)).sum(axis=-1), **tolerance)
+        np.testing.assert_allclose(prediction.log_probs.exp(), mean, **tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 10.0, 1000.0])
-def test_total_is_aleatoric_plus_epistemic_and_none_is_negative(dtype, scale):
-    prediction = Prediction.from_samples(random_samples(9, 200, 5, scale=scale, dtype=dtype))
-    total, aleatoric, epistemic = (
-        prediction.predictive_entropy,
-        prediction.expected_entropy,
-        prediction.mutual_information,
-    )
-    for part in (total, aleatoric, epistemic):
-        assert bool((part >= 0).all())
-        assert bool((part <= math.log(5) + 1e-2).all())
-    torch.testing.assert_close(aleatoric + epistemic, total, rtol=0, atol=2 * torch.finfo(total.dtype).eps)
-    for part in (prediction[3:50], prediction[torch.arange(200).flip(0)]):
-        assert bool((part.mutual_information >= 0).all())
+def test_total_is_aleatoric_plus_epistemic_and_none_is_negative(dtype):
+    for scale in (0.0, 1e-3, 1.0, 10.0, 1000.0):
+        prediction = Prediction.from_samples(random_samples(9, 200, 5, scale=scale, dtype=dtype))
+        total, aleatoric, epistemic = (
+            prediction.predictive_entropy,
+            prediction.expected_entropy,
+            prediction.mutual_information,
+        )
+        for part in (total, aleatoric, epistemic):
+            assert bool((part >= 0).all())
+            assert bool((part <= math.log(5) + 1e-2).all())
+        torch.testing.assert_close(aleatoric + epistemic, total, rtol=0, atol=2 * torch.finfo(total.dtype).eps)
+        for part in (prediction[3:50], prediction[torch.arange(200).flip(0)]):
+            assert bool((part.mutual_information >= 0).all())
 
 
 def test_two_members_in_full_disagreement_differ_by_log_two():

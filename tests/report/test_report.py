@@ -30,23 +30,37 @@ def written(comparison, folder, **options):
     return report(comparison, folder / "report.html", **options).read_text(encoding="utf-8")
 
 
-def test_the_verdict_comes_first_and_names_the_method(tmp_path):
-    page = written(of_rows(), tmp_path, max_risk=0.05)
-    text = Elements(page).text
-    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+@pytest.fixture
+def words_alone(monkeypatch):
+    """Leaves the pictures empty, which take nine tenths of the time."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **options: file.write(b"<svg/>"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return written(of_rows(), tmp_path_factory.mktemp("rows"), max_risk=0.05)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return written(of_pictures(), tmp_path_factory.mktemp("pictures"), max_risk=0.05)
+
+
+def test_the_verdict_comes_first_and_names_the_method(rows):
+    text = Elements(rows).text
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", rows)
     assert headings[0].startswith("Use SNGP: it answers ")
     assert "With 95 % confidence at most 5 % of its answers are wrong" in text
     assert text.index("Use SNGP") < text.index("All figures") < text.index("The inputs themselves")
 
 
-def test_nothing_is_fetched_and_nothing_runs(tmp_path):
-    page = written(of_pictures(), tmp_path)
-    for tag, attributes in Elements(page).elements:
+def test_nothing_is_fetched_and_nothing_runs(pictures):
+    for tag, attributes in Elements(pictures).elements:
         assert tag not in ("script", "iframe", "object", "embed", "form")
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href", "srcset"):
             assert attributes.get(name, "data:").startswith(("data:", "#"))
-    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1]
+    style = re.search(r"<style>(.*?)</style>", pictures, re.DOTALL)[1]
     assert "url(" not in style
     assert "@import" not in style
 
@@ -61,15 +75,15 @@ def test_names_and_texts_are_escaped(tmp_path):
     assert "far & away" in elements.text
 
 
-def test_every_picture_has_words_with_figures(tmp_path):
-    page = written(of_pictures(), tmp_path, max_risk=0.05)
-    alts = [attributes["alt"] for tag, attributes in Elements(page).elements if tag == "img"]
+def test_every_picture_has_words_with_figures(pictures):
+    alts = [attributes["alt"] for tag, attributes in Elements(pictures).elements if tag == "img"]
     assert len(alts) == 1 + 2 + 2 + 12 + 12 + 12
     assert all(re.search(r"\d", alt) for alt in alts)
     assert len(set(alts[:5])) == 5
     assert all(re.fullmatch(r"Input \d+: SNGP says \d, [\d.]+ %(; it is \d)?", alt) for alt in alts[5:])
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_what_cannot_be_promised_is_said_with_what_could_be(tmp_path):
     text = Elements(written(compared(num_inputs=60), tmp_path)).text
     assert "No method can promise an error rate of 1 % or less." in text
@@ -77,6 +91,7 @@ def test_what_cannot_be_promised_is_said_with_what_could_be(tmp_path):
     assert "What to go on with" in text
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_a_single_method_is_not_compared(tmp_path):
     text = Elements(written(compared(signals={"SNGP": 6.0}), tmp_path, max_risk=0.05)).text
     assert re.search(r"SNGP answers [\d.]+ % of inputs by itself and hands over", text)
@@ -84,14 +99,10 @@ def test_a_single_method_is_not_compared(tmp_path):
     assert "Use SNGP" not in text
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_without_inputs_none_are_shown(tmp_path):
     assert "The inputs themselves" not in written(compared(), tmp_path)
     assert "The inputs themselves" not in written(of_rows(), tmp_path, num_shown=0)
-
-
-def test_rows_have_the_names_of_their_features(tmp_path):
-    page = written(of_rows(2), tmp_path, feature_names=("width", "height & more"))
-    assert '<th scope="col">width</th><th scope="col">height &amp; more</th>' in page
 
 
 def headings_of(page, section):
@@ -101,13 +112,20 @@ def headings_of(page, section):
     return table, columns, rows
 
 
-def test_what_the_method_says_of_a_row_stands_before_its_features(tmp_path):
-    table, columns, _ = headings_of(written(of_rows(2), tmp_path, max_risk=0.05), "inputs")
-    assert columns == ["input", "says", "confidence", "is", "policy", "x0", "x1"]
+@pytest.mark.usefixtures("words_alone")
+def test_what_the_method_says_of_a_row_stands_before_its_features_which_have_their_names(rows, tmp_path):
+    said = ["input", "says", "confidence", "is", "policy"]
+    columns = headings_of(rows, "inputs")[1]
+    assert columns == [*said, *(f"x{place}" for place in range(8)), "4 more"]
+    page = written(of_rows(2), tmp_path, max_risk=0.05, feature_names=("width", "height & more"))
+    assert '<th scope="col">width</th><th scope="col">height &amp; more</th>' in page
+    table, columns, _ = headings_of(page, "inputs")
+    assert columns == [*said, "width", "height & more"]
     first = re.findall(r"<td[^>]*>(.*?)</td>", table.split("</tr>")[1])
     assert re.fullmatch(r"[012]; [\d.]+ %; [012]; (answers|hands over); -?[\d.]+; -?[\d.]+", "; ".join(first))
 
 
+@pytest.mark.usefixtures("words_alone")
 @pytest.mark.parametrize("num_methods", [6, 7])
 def test_more_than_six_methods_are_the_rows_of_the_table(num_methods, tmp_path):
     comparison = compared(signals={f"method {place}": 2 + 0.5 * place for place in range(num_methods)})
@@ -123,6 +141,7 @@ def test_more_than_six_methods_are_the_rows_of_the_table(num_methods, tmp_path):
     assert any(text.endswith("*") for text in cells)
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_flat_vectors_become_pictures_where_a_shape_is_given_and_anything_by_show(tmp_path):
     rows = np.random.default_rng(0).random((1200, 48)).astype(np.float32)
     flat = compared(rows, rows[:NUM_OOD])
@@ -134,13 +153,13 @@ def test_flat_vectors_become_pictures_where_a_shape_is_given_and_anything_by_sho
         written(flat, tmp_path, feature_names=("one",))
 
 
-def test_the_same_comparison_gives_the_same_page_and_no_style_is_changed(tmp_path):
+def test_the_same_comparison_gives_the_same_page_and_no_style_is_changed(rows, tmp_path):
     before = dict(matplotlib.rcParams)
-    comparison = of_rows()
-    assert written(comparison, tmp_path) == written(comparison, tmp_path)
+    assert written(of_rows(), tmp_path, max_risk=0.05) == rows
     assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_a_verdict_warns_where_nothing_is_noticed(tmp_path):
     sure = compared(signals={"one": 60.0, "other": 50.0})
     text = Elements(written(sure, tmp_path)).text
@@ -152,6 +171,7 @@ def test_a_verdict_warns_where_nothing_is_noticed(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_mistakes_are_named(tmp_path):
     comparison = compared()
     with pytest.raises(ValueError, match="class_names has 2 names, expected 3"):
@@ -173,6 +193,7 @@ def with_strange_names(signals, **options):
     return compared(texts, texts[:NUM_OOD], signals=signals, **options)
 
 
+@pytest.mark.usefixtures("words_alone")
 @pytest.mark.parametrize("max_risk", [0.05, 1e-9])
 def test_nothing_on_the_page_turns_what_stands_beside_it(max_risk, tmp_path):
     comparison = with_strange_names({TURNED: 3.5, HEBREW: 2.5}, ood_name=f"{TURNED} {HEBREW}")
@@ -192,6 +213,7 @@ def test_nothing_on_the_page_turns_what_stands_beside_it(max_risk, tmp_path):
         assert text.count("\u2068") == text.count("\u2069") >= 1
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_names_that_look_alike_without_their_controls_stay_two_methods(tmp_path):
     text = Elements(written(with_strange_names({"abcdef": 3.5, "abc\u202edef": 2.5}), tmp_path, max_risk=0.05)).text
     assert "abcdef did as well" in text or "abcdef answers" in text or "abcdef can promise nothing" in text
@@ -203,6 +225,7 @@ def test_a_page_with_money_in_its_names_is_drawn(tmp_path):
     assert "Use cost $5 and $6" in text
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_an_error_or_an_interrupt_leaves_the_page_that_was_there(tmp_path, monkeypatch):
     page = written(compared(), tmp_path)
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -86,9 +87,7 @@ def broken_off(
 OPTIMIZERS: dict[str, Any] = {
     "AdamW": None,
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
-    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
-    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
-    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),  # has a state before its first step
     "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
 }
 
@@ -106,8 +105,6 @@ def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path: Path, optimizer: Any) -
     ("make", "options"),
     [
         (lambda: sngp(normed()), {}),
-        (lambda: sngp(convolutional()), {}),
-        (lambda: sngp(dense()), {"validation_data": VALIDATION}),
         (lambda: sngp(convolutional()), {"validation_data": VALIDATION}),
         (lambda: sngp(dense()), {"validation_data": VALIDATION, "patience": 3}),
         (lambda: sngp(dense(), momentum=0.9), {}),
@@ -120,8 +117,6 @@ def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path: Path, optimizer: Any) -
     ],
     ids=[
         "BatchNorm",
-        "convolution",
-        "validation",
         "convolution, validation",
         "patience",
         "momentum",
@@ -172,9 +167,9 @@ SCHEDULES: dict[str, Any] = {
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter in")  # torch 2.6, of its own SequentialLR
-@pytest.mark.parametrize("scheduler", SCHEDULES.values(), ids=SCHEDULES.keys())
-def test_schedules_resume(tmp_path: Path, scheduler: Any) -> None:
-    whole, resumed, _, _ = broken_off(tmp_path, dense, 2, 4, scheduler=scheduler)
+@pytest.mark.parametrize("name", ["cosine", "steps in a sequence", "a function with numbers", "chain"])
+def test_schedules_resume(tmp_path: Path, name: str) -> None:
+    whole, resumed, _, _ = broken_off(tmp_path, dense, 2, 4, scheduler=SCHEDULES[name])
     assert_same(whole, resumed)
 
 
@@ -305,10 +300,7 @@ STEPPED: dict[str, Any] = {
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter in")  # torch 2.6, of its own SequentialLR
 @pytest.mark.parametrize("make", STEPPED.values(), ids=STEPPED.keys())
-@pytest.mark.parametrize("before", [1, 7])
-def test_the_rates_after_a_resumed_schedule_are_those_of_an_unbroken_one(
-    tmp_path: Path, make: Any, before: int
-) -> None:
+def test_the_rates_after_a_resumed_schedule_are_those_of_an_unbroken_one(tmp_path: Path, make: Any) -> None:
     losses = torch.rand(30, generator=generator(3))
 
     def begun() -> tuple[nn.Module, torch.optim.Optimizer, Any]:
@@ -318,13 +310,13 @@ def test_the_rates_after_a_resumed_schedule_are_those_of_an_unbroken_one(
 
     _, optimizer, scheduler = begun()
     expected = steps(optimizer, scheduler, 4 if make in SCHEDULES.values() else 30, losses)
-    before = min(before, len(expected) - 1)
-    model, optimizer, scheduler = begun()
-    steps(optimizer, scheduler, before, losses)
-    save_checkpoint(tmp_path / "c", Progress(), model, optimizer, generator(), scheduler=scheduler)
-    model, optimizer, scheduler = begun()
-    load_checkpoint(tmp_path / "c", model, optimizer, generator(), scheduler)
-    assert steps(optimizer, scheduler, len(expected) - before, losses[before:]) == expected[before:]
+    for before in (1, min(7, len(expected) - 1)):
+        model, optimizer, scheduler = begun()
+        steps(optimizer, scheduler, before, losses)
+        save_checkpoint(tmp_path / "c", Progress(), model, optimizer, generator(), scheduler=scheduler)
+        model, optimizer, scheduler = begun()
+        load_checkpoint(tmp_path / "c", model, optimizer, generator(), scheduler)
+        assert steps(optimizer, scheduler, len(expected) - before, losses[before:]) == expected[before:]
 
 
 def test_an_optimizer_with_lists_of_tensors_and_a_rate_that_is_one_comes_back(tmp_path: Path) -> None:
@@ -489,18 +481,25 @@ def test_impossible_progress_is_refused(tmp_path: Path, change: dict[str, Any], 
     )
 
 
-@pytest.mark.parametrize("entry", ["run", "progress", "optimizer", "scheduler"])
 @pytest.mark.parametrize(
     "text",
     ["", "{", "NaN", "1e400", "[" * 100_000, '{"dict": [[1]]}', '{"dict": 1}', '{"dict": [], "dict": []}', '{"a": 1}',
-     '{"tensor": "none"}', '{"dict": [[[], 1]]}', '{"float": "1"}', '{"tuple": 3}', "[1, 2]", "7"],
+     '{"tensor": "none"}', '{"dict": [[[], 1]]}', '{"float": "1"}', '{"tuple": 3}'],
 )  # fmt: skip
-def test_entries_that_are_no_state_are_refused(tmp_path: Path, entry: str, text: str) -> None:
-    path = changed(saved(tmp_path / "c"), lambda metadata, _: metadata.update({entry: text}))
-    model, optimizer, draws = parts(1)
-    with pytest.raises(ValueError, match=r"(is damaged|is of another run|does not fit this)") as raised:
-        load_checkpoint(path, model, optimizer, draws, run=RUN)
-    assert str(path) in str(raised.value)
+def test_entries_that_cannot_be_read_are_refused(tmp_path: Path, text: str) -> None:
+    for entry in ("run", "progress", "optimizer", "scheduler"):
+        path = changed(saved(tmp_path / "c"), lambda metadata, _, entry=entry: metadata.update({entry: text}))
+        refused(path, "is damaged")
+
+
+def test_entries_that_are_no_state_are_refused(tmp_path: Path) -> None:
+    for text, entry in itertools.product(("[1, 2]", "7"), ("run", "progress", "optimizer", "scheduler")):
+        path = changed(
+            saved(tmp_path / "c"), lambda metadata, _, entry=entry, text=text: metadata.update({entry: text})
+        )
+        with pytest.raises(ValueError, match=r"(is damaged|is of another run|does not fit this)") as raised:
+            load_checkpoint(path, *parts(1), run=RUN)
+        assert str(path) in str(raised.value)
 
 
 @pytest.mark.parametrize("entry", ["run", "progress", "optimizer", "scheduler"])

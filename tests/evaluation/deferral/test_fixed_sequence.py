@@ -36,7 +36,7 @@ def exceeds(broken: int, delta: float, sets: int = SETS) -> bool:
 
 
 @pytest.mark.parametrize("name", populations(0.1))
-@pytest.mark.parametrize(("num_inputs", "max_risk"), [(31, 0.1), (300, 0.1), (700, 0.02)])
+@pytest.mark.parametrize(("num_inputs", "max_risk"), [(31, 0.1), (300, 0.05)])
 def test_the_promise_is_broken_in_at_most_delta_of_calibration_sets(name, num_inputs, max_risk):
     # With 10,000 sets each (benchmarks/deferral.py): .046 of them at most, where all thresholds are at the limit;
     # .01 or less where the risk grows with the uncertainty, and .028 of sets so small that a threshold is rarely found.

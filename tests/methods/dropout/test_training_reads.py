@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.methods.mc_dropout_oracle import assert_same_distribution, generator
+from tests.methods.dropout.oracle import assert_same_distribution, generator
 from tests.methods.small_transformers import GPT, TEXT
 from torch import Tensor, nn
 from torch.nn import functional as F

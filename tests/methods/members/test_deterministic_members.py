@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from tests.methods.ensembles import X, mlp
+from tests.methods.members.ensembles import X, mlp
 from tests.methods.small_transformers import TEXT
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.methods.ensembles import CLASSES, TARGETS, X, dropout, each_kind, ensemble_of, sngp
+from tests.methods.members.ensembles import CLASSES, TARGETS, X, dropout, each_kind, ensemble_of, sngp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 

@@ -330,6 +330,19 @@ KINDS: dict[str, Callable[[float], nn.Module]] = {
 }
 # Here the plain loop itself uses one mask for all inputs, which per-input masks need not.
 WITHOUT_A_BATCH = ("dropout of a weight", "dropout of a position")
+# One for each way in which dropout reaches the code that draws it, for what does not depend on how it is written.
+REPRESENTATIVES = (
+    "Dropout",
+    "AlphaDropout",
+    "scripted F.dropout",
+    "torch.native_dropout",
+    "dropout of a weight",
+    "by hand, bernoulli_",
+    "attention, SDPA",
+    "MultiheadAttention, padded, weights",
+    "TransformerEncoder, padded",
+    "LSTM",
+)
 
 
 def inputs_of(kind: str) -> Any:

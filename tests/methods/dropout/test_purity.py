@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.methods.mc_dropout_oracle import assert_same_distribution, generator, plain_passes
+from tests.methods.dropout.oracle import assert_same_distribution, generator, plain_passes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -92,9 +92,14 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize(
-    ("name", "masks"), [(name, "per_input") for name in MODELS] + [(name, "shared") for name in list(MODELS)[:-1]]
+    ("name", "masks", "mode"),
+    [
+        *((name, "per_input", True) for name in MODELS),
+        *((name, "per_input", False) for name in ("BatchNorm", "statistics by hand")),
+        *((name, "shared", True) for name in ("BatchNorm", "InstanceNorm", "spectral norm")),
+        ("weight norm", "shared", False),
+    ],
 )
 def test_a_prediction_leaves_the_model_as_it_was(name: str, masks: Any, mode: bool) -> None:
     model = MODELS[name]()
@@ -153,9 +158,9 @@ class FailsLater(nn.Module):
         return self.head(hidden)
 
 
-@pytest.mark.parametrize("at", [0, 2, 5])
-@pytest.mark.parametrize("masks", ["per_input", "shared"])
-@pytest.mark.parametrize("chunk_size", [None, 1])
+@pytest.mark.parametrize(
+    ("at", "masks", "chunk_size"), [(0, "per_input", None), (2, "shared", None), (5, "per_input", 1), (5, "shared", 1)]
+)
 def test_an_exception_leaves_the_model_as_it_was(at: int, masks: Any, chunk_size: int | None) -> None:
     model = made(FailsLater)
     model.drop.eval()

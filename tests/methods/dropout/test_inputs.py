@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.methods.mc_dropout_oracle import assert_same_distribution, generator, plain_passes
+from tests.methods.dropout.oracle import assert_same_distribution, generator, plain_passes
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -134,21 +134,22 @@ class Output:
     hidden: Tensor | None = None
 
 
+OUTPUTS: dict[str, Callable[[Tensor], Any]] = {
+    "object": lambda z: Output(z, z),
+    "dict": lambda z: {"logits": z, "hidden": z},
+    "tuple": lambda z: (z, z),
+    "list": lambda z: [z],
+    "log-softmax": lambda z: z.log_softmax(-1),
+    "softmax": lambda z: z.softmax(-1),
+    "object of probabilities": lambda z: Output(z.softmax(-1)),
+}
+
+
 @pytest.mark.parametrize(
-    "function",
-    [
-        lambda z: Output(z, z),
-        lambda z: {"logits": z, "hidden": z},
-        lambda z: (z, z),
-        lambda z: [z],
-        lambda z: z.log_softmax(-1),
-        lambda z: z.softmax(-1),
-        lambda z: Output(z.softmax(-1)),
-    ],
-    ids=["object", "dict", "tuple", "list", "log-softmax", "softmax", "object of probabilities"],
+    ("form", "masks"), [*((form, "per_input") for form in OUTPUTS), ("object", "shared"), ("softmax", "shared")]
 )
-@pytest.mark.parametrize("masks", ["per_input", "shared"])
-def test_outputs_that_carry_logits_or_probabilities_are_read(function: Any, masks: Any) -> None:
+def test_outputs_that_carry_logits_or_probabilities_are_read(form: str, masks: Any) -> None:
+    function = OUTPUTS[form]
     plain = method_of(Answers(lambda z: z), masks=masks).predict(X, seed=0)
     answered = logits_of(function(torch.zeros(1, 3)))
     outputs = "probabilities" if float(answered.sum()) > 0.5 else "logits"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.methods.ensembles import CLASSES, X, dropout, each_kind, ensemble_of, mlp, sngp
+from tests.methods.members.ensembles import CLASSES, X, dropout, each_kind, ensemble_of, mlp, sngp
 from torch import Tensor, nn
 
 from hesitant import SNGP, DeepEnsemble, Deterministic, MCDropout, Prediction
