@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hesitant.methods.dropout.masks import Masks
+from hesitant.methods.dropout.masks import Masks, MasksAhead
 
 CPU = torch.device("cpu")
 
@@ -58,3 +58,14 @@ def test_the_shapes_drawn_are_noted():
     masks.draw((2, 3), 0.5, CPU)
     masks.draw([4], 0.5, CPU)
     assert masks.shapes == [(2, 3), (4,)]
+
+
+def test_masks_ahead_are_those_of_each_pass_and_large_ones_are_not_held():
+    seeds = [(7, sample) for sample in range(4)]
+    ahead = MasksAhead(seeds)
+    small, large = (5, 3), (2**20,)
+    passes, alone = [ahead.of(index) for index in range(4)], [Masks([seed]) for seed in seeds]
+    for shape in (small, large, small):
+        for one, other in zip(passes, alone, strict=True):
+            assert torch.equal(one.draw(shape, 0.2, CPU).kept, other.draw(shape, 0.2, CPU).kept)
+    assert [mask.kept.shape for mask in ahead._kept] == [(4, *small)]
