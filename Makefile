@@ -103,9 +103,9 @@ docs: $(STAMP) ## build the site into docs/_build/html; a warning or a broken li
 test-fast: $(STAMP) ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 $(PYTEST_ARGS)
 
-# pytest exits 5 where no test is marked slow.
+# A file's tests go to one worker, and share what they have built. pytest exits 5 where no test is marked slow.
 test-slow: $(STAMP) $(IMAGES) ## the tests that take longer
-	$(PY) -m pytest -m slow --durations=10 $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist loadfile --durations=10 $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 coverage: $(STAMP) ## the tests that take seconds, and which lines and branches no one of them takes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 $(PYTEST_ARGS)

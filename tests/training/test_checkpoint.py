@@ -497,9 +497,13 @@ def test_entries_that_are_no_state_are_refused(tmp_path: Path) -> None:
         path = changed(
             saved(tmp_path / "c"), lambda metadata, _, entry=entry, text=text: metadata.update({entry: text})
         )
+        model, optimizer, draws = parts(1)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         with pytest.raises(ValueError, match=r"(is damaged|is of another run|does not fit this)") as raised:
-            load_checkpoint(path, *parts(1), run=RUN)
+            load_checkpoint(path, model, optimizer, draws, run=RUN)
         assert str(path) in str(raised.value)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert repr(optimizer.state_dict()) == repr(parts(1)[1].state_dict())
 
 
 @pytest.mark.parametrize("entry", ["run", "progress", "optimizer", "scheduler"])

@@ -1,5 +1,6 @@
 """One file from which training goes on to the same result: weights, optimizer, random states; no pickle."""
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -138,14 +139,15 @@ def load_checkpoint(
             raise ValueError("it lacks a random state")
         for device, state in ((torch.device("cpu"), states["cpu"]), (generator.device, order)):
             torch.Generator(device).set_state(state)
-    with _naming(path, "does not fit this model"):
-        _require_shapes(model, weights)
-        model.load_state_dict(weights)
-    with _naming(path, "does not fit this optimizer"):
-        optimizer.load_state_dict(content["optimizer"])
-    if scheduler is not None or content["scheduler"] is not None:
-        with _naming(path, "does not fit this learning-rate schedule"):
-            scheduler.load_state_dict(content["scheduler"])
+    with _put_back_after_an_error(model, optimizer, scheduler):
+        with _naming(path, "does not fit this model"):
+            _require_shapes(model, weights)
+            model.load_state_dict(weights)
+        with _naming(path, "does not fit this optimizer"):
+            optimizer.load_state_dict(content["optimizer"])
+        if scheduler is not None or content["scheduler"] is not None:
+            with _naming(path, "does not fit this learning-rate schedule"):
+                scheduler.load_state_dict(content["scheduler"])
     generator.set_state(order)
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
@@ -183,6 +185,18 @@ def _naming(path: Path, what: str, *further: type[Exception]) -> Iterator[None]:
         raise ValueError(
             f"checkpoint={str(path)!r} {what} ({reason}): delete it to begin anew, or give another path."
         ) from error
+
+
+@contextmanager
+def _put_back_after_an_error(*parts: Any) -> Iterator[None]:
+    """Leaves what has a state as it was, where the state that it was given does not fit one of them."""
+    before = [(part, copy.deepcopy(part.state_dict())) for part in parts if part is not None]
+    try:
+        yield
+    except BaseException:
+        for part, state in before:
+            part.load_state_dict(state)
+        raise
 
 
 def _require_same_run(path: Path, there: Any, here: dict[str, Any]) -> None:
