@@ -75,5 +75,5 @@ def _warn_of_lost_gain(norm_bound: float, shrinkages: dict[str, Shrinkage], num_
         " pretrained weights lose what they know: leave norm_bound out (a layer's bound is then never below the norm"
         " that it came with), give a larger one, or choose layers by only= or exclude=.",
         SpectralBoundWarning,
-        stacklevel=6,
+        stacklevel=8,
     )
