@@ -36,6 +36,7 @@ from hesitant.nn import (
     NormBound,
     RandomFeatureGaussianProcess,
     SpectralNormalizer,
+    WeightsLoaded,
     WeightWatch,
     exporting,
     recorded,
@@ -151,7 +152,7 @@ class SNGP(ModelWrapper):
         self.register_buffer("fitted_fingerprint", torch.zeros((), dtype=torch.int64))
         self._watch = WeightWatch()
         for module in self.modules():
-            module.register_load_state_dict_post_hook(_WeightsLoaded(self._watch))
+            module.register_load_state_dict_post_hook(WeightsLoaded(self._watch))
         self.register_load_state_dict_post_hook(_factor_what_was_loaded)
         # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
         self._ddp_params_and_buffers_to_ignore = [
@@ -440,19 +441,6 @@ class SNGP(ModelWrapper):
         for name, module in model.named_modules():
             if isinstance(module, RandomFeatureGaussianProcess):
                 raise ValueError(f"model has a Gaussian process already, at {name!r}: wrap the plain model.")
-
-
-class _WeightsLoaded:
-    """A load_state_dict hook on every module: whoever loads weights, wherever, the covariance is checked again.
-
-    It knows no module: who copies a layer with its hooks, as dynamo does, would copy the whole model.
-    """
-
-    def __init__(self, watch: WeightWatch) -> None:
-        self.watch = watch
-
-    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
-        self.watch.raise_suspicion()
 
 
 def _factor_what_was_loaded(module: nn.Module, incompatible_keys: Any) -> None:

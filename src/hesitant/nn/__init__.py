@@ -22,6 +22,7 @@ from hesitant.nn.posterior_factor import CovarianceError
 from hesitant.nn.recording import GaussianProcessCall, recorded
 from hesitant.nn.spectral_norm import NormBound as NormBound
 from hesitant.nn.spectral_norm import SpectralNormalizer
+from hesitant.nn.weight_watch import WeightsLoaded as WeightsLoaded
 from hesitant.nn.weight_watch import WeightWatch
 
 __all__ = [
