@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Collection
 from typing import NamedTuple
 
-_LEAST_SHARE = 0.5  # of the product of all norms; fresh square layers have norms near 1.2, three of them lose .27 by .9
+_LEAST_SHARE = 0.5  # of the product of all norms
 _NAMED = 3  # layers that shrink most
 
 
