@@ -344,7 +344,7 @@ class SpectralNormalizer(nn.Module):
             group.sigma, u, group.v = converged_norm(group.operator, stacked, group.u, iterations)
         else:
             group.sigma, u, group.v = self._iterate(group.operator, stacked, group.u, iterations)
-        scale = (group.bound / group.sigma).clamp(max=1)
+        scale = (group.sigma.reciprocal() * group.bound).clamp(max=1)
         if num_moved != len(group.names):
             scale = torch.where(moved, scale, torch.ones_like(scale))
             u = torch.where(moved.view(-1, *[1] * (u.ndim - 1)), u, group.u)
