@@ -62,7 +62,7 @@ class SpectralNormalizer(nn.Module):
         >>> import torch
         >>> from hesitant.nn import SpectralNormalizer
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
-        >>> _ = torch.nn.init.constant_(model[0].weight, 0.25)  # the norm of which is 2
+        >>> _ = torch.nn.init.constant_(model[0].weight, 0.2)  # the norm of which is 1.6
         >>> normalizer = SpectralNormalizer(model, norm_bound=0.95)
         >>> normalizer.project()
         >>> round(normalizer.norms()["0"], 3)
