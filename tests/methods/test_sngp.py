@@ -287,6 +287,7 @@ def test_training_forward_answers_plain_logits() -> None:
     torch.testing.assert_close(logits.double(), phi @ method.gp.beta.double(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::hesitant.nn.SpectralBoundWarning")
 def test_inference_never_changes_weights_that_exceed_the_bound() -> None:
     method = unfitted(norm_bound=0.9)
     method.fit_covariance(X)
@@ -755,6 +756,7 @@ def copied(method: SNGP, how: str) -> SNGP:
     return torch.load(file, weights_only=False)
 
 
+@pytest.mark.filterwarnings("ignore::hesitant.nn.SpectralBoundWarning")
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_a_copy_is_fitted_and_independent(how: str) -> None:
     method = fitted(norm_bound=0.8)
@@ -807,6 +809,7 @@ class Checkpointed(nn.Module):
         return checkpoint(self.whole, x.requires_grad_(), use_reentrant=self.use_reentrant)
 
 
+@pytest.mark.filterwarnings("ignore::hesitant.nn.SpectralBoundWarning")
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("momentum", [None, 0.9])
 def test_activation_checkpointing_trains_the_same_weights(use_reentrant: bool, momentum: float | None) -> None:
@@ -823,6 +826,7 @@ def test_activation_checkpointing_trains_the_same_weights(use_reentrant: bool, m
     torch.testing.assert_close(answers[0][1], answers[1][1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::hesitant.nn.SpectralBoundWarning")
 def test_two_forwards_before_one_backward() -> None:
     method = unfitted(norm_bound=0.9)
     train(method, 1)

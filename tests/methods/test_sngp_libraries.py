@@ -136,8 +136,9 @@ def test_it_is_taken_over_trains_and_predicts(case: Any) -> None:
     assert all(p.grad is not None for n, p in method.named_parameters() if p.requires_grad and "mask_token" not in n)
     method.fit_covariance({**inputs, "labels": targets})
     assert float(method.gp.laplace.num_seen) == 4
-    if method.spectral_normalizer is not None:
-        assert max(method.spectral_normalizer.norms().values()) <= 6 * 1.01
+    bounded = [line for line in method.bounds() if not line.note]
+    assert bounded
+    assert all(line.sigma <= 1.01 * line.bound for line in bounded)
     prediction = method.predict({**inputs, "labels": targets}, batch_size=2)
     assert prediction.probs.shape == (4, CLASSES)
     assert bool((prediction.logit_variance > 0).all())

@@ -26,13 +26,17 @@ from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.temperature import taken
 from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of, prediction_of
 from hesitant.nn import (
+    BoundTable,
     ConvNorm,
     CovarianceError,
     CovarianceState,
     GaussianLogits,
     GaussianProcessCall,
+    LayerSelection,
+    NormBound,
     RandomFeatureGaussianProcess,
     SpectralNormalizer,
+    WeightsLoaded,
     WeightWatch,
     exporting,
     recorded,
@@ -88,9 +92,13 @@ class SNGP(ModelWrapper):
         model: Any classifier whose logits come from a Linear. It is changed in place.
         classifier: Name of that Linear, where it cannot be told otherwise.
         example_input: What the model is called with, to find the Linear that makes the logits by running it.
-        norm_bound: Bound on the norm of each layer before the classifier; None bounds nothing. The default, 6, is that
-            of the published image models and leaves pretrained weights nearly as they are; residual blocks trained from
-            scratch want 0.95 or less, as in the paper.
+        norm_bound: Bound on the norm of each layer before the classifier. By default, ``"initial"``, it is the larger
+            of 6, that of the published image models, and the norm that the layer came with: pretrained weights stay as
+            they are until they are trained. A number is kept strictly, and shrinks what exceeds it before the first
+            training step; residual blocks trained from scratch want 0.95 or less, as in the paper. None bounds nothing.
+        only: The layers to bound, by name, pattern or predicate; ``"pooler"`` is what the paper bounds of BERT, by
+            0.95. See :class:`~hesitant.nn.SpectralNormalizer`.
+        exclude: The layers to leave as they are, told likewise.
         conv_norm: See :class:`~hesitant.nn.SpectralNormalizer`.
         generator: Draws the random features and the output weights.
         temperature: What divides the mean-field logits, and each draw, in eval mode (see :attr:`temperature`). The
@@ -112,7 +120,9 @@ class SNGP(ModelWrapper):
         *,
         classifier: str | None = None,
         example_input: Any = None,
-        norm_bound: float | None = 6.0,
+        norm_bound: NormBound | None = "initial",
+        only: LayerSelection | None = None,
+        exclude: LayerSelection = (),
         conv_norm: ConvNorm = "operator",
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
@@ -120,6 +130,8 @@ class SNGP(ModelWrapper):
         **gp_options: Any,
     ) -> None:
         self._refuse_wrapped(model)
+        if norm_bound is None and (only is not None or exclude):
+            raise ValueError("only and exclude choose the layers to bound, and norm_bound=None bounds none.")
         name = find_classifier(model, classifier, example_input)
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
@@ -133,12 +145,14 @@ class SNGP(ModelWrapper):
         super().__init__(model if name else gp, temperature=temperature, outputs=outputs)
         self.classifier_name = name
         self.spectral_normalizer = (
-            None if norm_bound is None else SpectralNormalizer(model, norm_bound, conv_norm=conv_norm)
+            None
+            if norm_bound is None
+            else SpectralNormalizer(model, norm_bound, conv_norm=conv_norm, only=only, exclude=exclude)
         )
         self.register_buffer("fitted_fingerprint", torch.zeros((), dtype=torch.int64))
         self._watch = WeightWatch()
         for module in self.modules():
-            module.register_load_state_dict_post_hook(_WeightsLoaded(self._watch))
+            module.register_load_state_dict_post_hook(WeightsLoaded(self._watch))
         self.register_load_state_dict_post_hook(_factor_what_was_loaded)
         # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
         self._ddp_params_and_buffers_to_ignore = [
@@ -183,12 +197,18 @@ class SNGP(ModelWrapper):
                     raise CovarianceError(_SUSPICIOUS)
                 self._verify()
             return self.tempered_output(self._apart(args, kwargs), kwargs, temperature)
-        if self.spectral_normalizer is not None and torch.is_grad_enabled():
-            self.spectral_normalizer.project()
+        if self.spectral_normalizer is None or not torch.is_grad_enabled():
+            return self._training_output(args, kwargs)
+        self.spectral_normalizer.project()
+        output = self._training_output(args, kwargs)
+        self.spectral_normalizer.measure()  # before a step moves the weights of convolutions that were met just now
+        return output
+
+    def _training_output(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         gp = self.gp
         running = gp.laplace.momentum is not None
         if not gp.beta.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            warnings.warn(_FROZEN, FrozenHeadWarning, stacklevel=4)
+            warnings.warn(_FROZEN, FrozenHeadWarning, stacklevel=5)
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not (running or gp.scale.is_open):
             return self.model(*args, **kwargs)
         # Plain, for the layer alone would count padding too.
@@ -228,6 +248,13 @@ class SNGP(ModelWrapper):
         """Sets the temperature to 1 and the mean-field factor to what it was before a calibration."""
         super().forget_calibration()
         self.gp.mean_field_factor, self._factor_before = self.uncalibrated_factor, None
+
+    def bounds(self) -> BoundTable:
+        """Answers a table of the layers before the classifier: name, operator norm (sigma), and bound or why none.
+
+        The norm of a convolution depends on the size of its input, and is known after a first forward.
+        """
+        return BoundTable() if self.spectral_normalizer is None else self.spectral_normalizer.bounds()
 
     def regularization_loss(self) -> Tensor:
         """Answers the L2 penalty on the output weights, to be added to the training loss."""
@@ -414,19 +441,6 @@ class SNGP(ModelWrapper):
         for name, module in model.named_modules():
             if isinstance(module, RandomFeatureGaussianProcess):
                 raise ValueError(f"model has a Gaussian process already, at {name!r}: wrap the plain model.")
-
-
-class _WeightsLoaded:
-    """A load_state_dict hook on every module: whoever loads weights, wherever, the covariance is checked again.
-
-    It knows no module: who copies a layer with its hooks, as dynamo does, would copy the whole model.
-    """
-
-    def __init__(self, watch: WeightWatch) -> None:
-        self.watch = watch
-
-    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
-        self.watch.raise_suspicion()
 
 
 def _factor_what_was_loaded(module: nn.Module, incompatible_keys: Any) -> None:

@@ -2,29 +2,36 @@
 
 ``RandomFeatureGaussianProcess`` is a layer with a Laplace approximation of its posterior (``laplace``,
 ``posterior_factor``), which sees when its weights have moved (``weight_watch``); ``SpectralNormalizer`` projects
-weights (``bounded_layers``, ``power_iteration``); the networks are in ``models``. ``methods/sngp.py`` puts them
-together.
+weights (``bounded_layers``, ``layer_selection``, ``initial_norms``, ``power_iteration``); the networks are in
+``models``. ``methods/sngp.py`` puts them together.
 Names imported ``as`` themselves are for other rooms, not for users.
 """
 
+from hesitant.nn.bound_table import BoundTable, LayerBound
+from hesitant.nn.bound_warnings import SpectralBoundWarning
 from hesitant.nn.compilation import exporting as exporting
 from hesitant.nn.compilation import run_eagerly as run_eagerly
 from hesitant.nn.gaussian_logits import GaussianLogits, mean_field_logits
 from hesitant.nn.gaussian_process import RandomFeatureGaussianProcess
 from hesitant.nn.laplace import CovarianceState as CovarianceState
 from hesitant.nn.laplace import LaplaceCovariance
+from hesitant.nn.layer_operator import ConvNorm as ConvNorm
+from hesitant.nn.layer_selection import LayerSelection as LayerSelection
 from hesitant.nn.models import DeepResNet as DeepResNet
 from hesitant.nn.posterior_factor import CovarianceError
 from hesitant.nn.recording import GaussianProcessCall, recorded
-from hesitant.nn.spectral_norm import ConvNorm as ConvNorm
-from hesitant.nn.spectral_norm import SpectralBoundWarning, SpectralNormalizer
+from hesitant.nn.spectral_norm import NormBound as NormBound
+from hesitant.nn.spectral_norm import SpectralNormalizer
+from hesitant.nn.weight_watch import WeightsLoaded as WeightsLoaded
 from hesitant.nn.weight_watch import WeightWatch
 
 __all__ = [
+    "BoundTable",
     "CovarianceError",
     "GaussianLogits",
     "GaussianProcessCall",
     "LaplaceCovariance",
+    "LayerBound",
     "RandomFeatureGaussianProcess",
     "SpectralBoundWarning",
     "SpectralNormalizer",

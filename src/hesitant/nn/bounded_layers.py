@@ -1,6 +1,5 @@
 """Which layers of a model can be bounded in spectral norm, and which of its weights are not."""
 
-from collections.abc import Collection
 from typing import cast
 
 from torch import nn
@@ -9,9 +8,12 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from hesitant.nn.gaussian_process import RandomFeatureGaussianProcess
+from hesitant.nn.layer_selection import LayerSelection, selected
 
 
-def find_layers(model: nn.Module, exclude: Collection[str]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def find_layers(
+    model: nn.Module, only: LayerSelection | None = None, exclude: LayerSelection = ()
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Answers the layers whose weight can be bounded, by name, and the weights that are not, each with the reason.
 
     Bounded are Linear layers, convolutions, and the ``Conv1D`` of transformers' GPT-2, a Linear whose weight is
@@ -22,20 +24,21 @@ def find_layers(model: nn.Module, exclude: Collection[str]) -> tuple[dict[str, n
     what the features are for.
 
     Raises:
-        ValueError: A name in ``exclude`` is not in the model.
+        ValueError: A part of ``only`` or ``exclude`` means none of them.
     """
     modules = dict(model.named_modules())
-    for name in exclude:
-        if name not in modules:
-            raise ValueError(f"exclude names {name!r}, no module of the model: see model.named_modules().")
+    matrices = [name for name, module in modules.items() if _has_a_matrix(module)]
+    excluded = selected("exclude", exclude, modules, matrices)
+    chosen = set(modules) if only is None else selected("only", only, modules, matrices)
     layers: dict[str, nn.Module] = {}
     unbounded: dict[str, str] = {}
     known: set[int] = set()  # weights that are bounded, or that a name stands for
-    for name, module in modules.items():
-        if not _has_a_matrix(module):
-            continue
-        if any(name == other or name.startswith(other + ".") for other in exclude):
+    for name in matrices:
+        module = modules[name]
+        if name in excluded:
             unbounded[name] = "excluded"
+        elif name not in chosen:
+            unbounded[name] = "not in only"
         elif isinstance(module, _ConvTransposeNd):
             unbounded[name] = "transposed convolution"
         elif parametrize.is_parametrized(module, "weight") or not isinstance(module.weight, nn.Parameter):
@@ -49,8 +52,7 @@ def find_layers(model: nn.Module, exclude: Collection[str]) -> tuple[dict[str, n
         for own, parameter in module.named_parameters(name, recurse=False):
             if id(parameter) not in known and not is_lazy(parameter) and parameter.ndim >= 2:
                 known.add(id(parameter))
-                excluded = any(name == other or own.startswith(other + ".") for other in exclude)
-                unbounded[own] = "excluded" if excluded else _reason(module)
+                unbounded[own] = "excluded" if name in excluded else _reason(module)
     return layers, unbounded
 
 

@@ -22,8 +22,8 @@ class LayerGroup:
     operator: StackedOperator
     u: Tensor  # (L, *output_shape)
     checksum: Tensor  # (L,), of the weights as the last call of project left them
+    bound: Tensor  # (L,), of the norms
     v: Tensor | None = None  # (L, *input_shape)
-    fresh: bool = True  # not projected yet
     sigma: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -32,6 +32,7 @@ class ProjectionStep(NamedTuple):
 
     stacked: Tensor  # (L, ...), the weights
     checksum: Tensor  # (L,), of them
+    moved: Tensor  # (L,), whether they have moved since the last projection, or are to be taken as if
     scale: Tensor  # (L,), what they are to be multiplied by, at most 1
 
 

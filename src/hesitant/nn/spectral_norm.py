@@ -1,9 +1,7 @@
 """Bounds the operator norm of Linear and convolutional layers by projecting their weights."""
 
-import hashlib
-import warnings
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal, cast
 
 import torch
@@ -11,33 +9,34 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from hesitant.nn.bound_table import BoundTable, LayerBound
+from hesitant.nn.bound_warnings import GainWatch, Shrinkage, warn_of_no_bound
 from hesitant.nn.bounded_layers import find_layers
 from hesitant.nn.compilation import run_eagerly
+from hesitant.nn.initial_norms import SIZES_KEPT, ForgetInitialNorm, InitialNorms
 from hesitant.nn.layer_group import NEVER, LayerGroup, ProjectionStep, bit_checksum, refuse_sharded, shrink, stack
+from hesitant.nn.layer_operator import ConvNorm, NoteInputSize, operator_of
+from hesitant.nn.layer_selection import LayerSelection
 from hesitant.nn.power_iteration import (
-    ConvOperator,
-    MatrixOperator,
-    PaddingMode,
     StackedOperator,
+    converged_norm,
+    first_vector,
     largest_singular_value,
-    normalize,
     power_iteration,
-    same_padding,
+    recovering_iteration,
 )
 
-ConvNorm = Literal["operator", "same_padding", "reshaped"]
+NormBound = float | Literal["initial"]
 
-_CRUSHED = 3.0  # a layer that must shrink by more than this is reported first; fresh square layers have a norm near 2
-_FORCED_STEPS = 20  # of the Lanczos iteration in a forced projection
-_SIZES_KEPT = 8  # of the inputs of a convolution, so that inputs of any length do not fill the memory
-
-
-class SpectralBoundWarning(UserWarning):
-    """The bound is about to shrink weights to less than a third, or holds for none at all."""
+_WARM_UP = 30
 
 
 class SpectralNormalizer(nn.Module):
-    r"""Bounds how much each layer can stretch a distance: ``W <- W * min(1, norm_bound / sigma(W))``.
+    r"""Bounds how much each layer can stretch a distance: ``W <- W * min(1, bound / sigma(W))``.
+
+    The bound is one number for all layers, kept strictly from the first projection on; or, where none is given, for
+    each layer the larger of 6 and the norm that it came with, so that nothing changes until training steps have moved
+    the weights. :meth:`bounds` is a table of them.
 
     :meth:`project` changes the weights themselves, once for each change of them, outside of autograd: they stay
     ordinary parameters under their own names, and inference costs nothing. sigma comes from a power iteration that is
@@ -46,11 +45,16 @@ class SpectralNormalizer(nn.Module):
 
     What is bounded: every Linear and convolution (and GPT-2's ``Conv1D``) whose weight is trainable. For a convolution
     it is the norm of the operator (its stride, padding, dilation, groups) at the input size that it last saw, which a
-    forward hook notes, so that a convolution is bounded from the first change of its weights after a forward. What is
-    not: frozen and parametrized weights, the packed weight of ``nn.MultiheadAttention``, recurrent layers, transposed
-    convolutions, parameters of modules that are none of these, normalisation layers. A BatchNorm scales by gamma / std
-    and can undo the bound of the convolution before it: then the bound holds for the convolution, not for the pair.
+    forward hook notes, so that a convolution is bounded from the first change of its weights after a forward. The norm
+    that it came with is taken by :meth:`measure` after the first forward. At a size that comes later it is estimated:
+    multiplied by the ratio of the present norms at the two sizes. What is not bounded: frozen and parametrized weights,
+    the packed weight of ``nn.MultiheadAttention``, recurrent layers, transposed convolutions, parameters of modules
+    that are none of these, normalisation layers. A BatchNorm scales by gamma / std and can undo the bound of the
+    convolution before it: then the bound holds for the convolution, not for the pair.
     :attr:`unbounded` lists what is left out; where nothing is bounded, a warning says so.
+
+    A state dict holds the norms that layers came with, so that a training resumes with the bounds that it had. Weights
+    that are loaded without them (those of the plain model) are new ones to come with.
 
     Source: Liu et al., NeurIPS 2020 (SNGP), section 3.2 and algorithm 1.
 
@@ -58,7 +62,7 @@ class SpectralNormalizer(nn.Module):
         >>> import torch
         >>> from hesitant.nn import SpectralNormalizer
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
-        >>> _ = torch.nn.init.constant_(model[0].weight, 0.25)  # the norm of which is 2
+        >>> _ = torch.nn.init.constant_(model[0].weight, 0.2)  # the norm of which is 1.6
         >>> normalizer = SpectralNormalizer(model, norm_bound=0.95)
         >>> normalizer.project()
         >>> round(normalizer.norms()["0"], 3)
@@ -66,14 +70,18 @@ class SpectralNormalizer(nn.Module):
 
     Args:
         model: The network whose layers are bounded. It is referred to, not registered as a submodule.
-        norm_bound: Largest operator norm that a layer may have.
+        norm_bound: Largest operator norm that a layer may have; ``"initial"`` is the larger of 6 and 1.01 times the
+            norm that the layer came with, for norms are known to within 1 %.
         power_iterations: Power iterations for each projection.
         warm_up_iterations: Power iterations on the first sight of a layer, or of a new input size: a cold estimate is
             off by half. 0 is the reference's, with which a layer whose weights were zero once is never bounded.
         conv_norm: ``"operator"``; ``"same_padding"``, the reference's, which takes every convolution as undilated and
             padded to the same size; ``"reshaped"``, the norm of the kernel as a matrix, off by up to a factor of the
             kernel's size.
-        exclude: Names of layers (or of modules around them) that are left as they are.
+        only: The layers to bound: the name of a module, a pattern such as ``"encoder.*.dense"``, a predicate
+            ``(name, module) -> bool`` that is asked of each layer, or several of these. A name stands for all layers
+            within, and need not be the whole: ``"pooler"`` finds ``bert.pooler``. None: all.
+        exclude: The layers to leave as they are, told likewise; of ``only``, too.
         generator: Draws the seed of the first singular vectors; None takes 0.
 
     Attributes:
@@ -81,23 +89,26 @@ class SpectralNormalizer(nn.Module):
             that is not bounded, but for embeddings and Gaussian processes.
 
     Raises:
-        ValueError: An argument is out of its range, or a name in ``exclude`` is not in the model.
+        ValueError: An argument is out of its range, or a part of ``only`` or ``exclude`` matches nothing.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        norm_bound: float = 0.95,
+        norm_bound: NormBound = "initial",
         *,
         power_iterations: int = 1,
         warm_up_iterations: int = 30,
         conv_norm: ConvNorm = "operator",
-        exclude: Collection[str] = (),
+        only: LayerSelection | None = None,
+        exclude: LayerSelection = (),
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < norm_bound < float("inf"):
-            raise ValueError(f"norm_bound={norm_bound} must be a positive number (in SNGP, None bounds nothing).")
+        if not _is_bound(norm_bound):
+            raise ValueError(
+                f"norm_bound={norm_bound!r} must be a positive number or 'initial' (in SNGP, None bounds nothing)."
+            )
         if power_iterations < 1 or warm_up_iterations < 0:
             raise ValueError(
                 f"power_iterations={power_iterations} must be at least 1 and warm_up_iterations={warm_up_iterations} at"
@@ -110,19 +121,23 @@ class SpectralNormalizer(nn.Module):
         self.warm_up_iterations = warm_up_iterations
         self.conv_norm = conv_norm
         self._seed = 0 if generator is None else _seed_from(generator)  # not kept: no process can send a generator
-        self._layers, self.unbounded = find_layers(model, exclude)
+        self._layers, self.unbounded = find_layers(model, only, exclude)
         if not self._layers and set(self.unbounded.values()) - {"excluded"}:
-            _warn_of_no_bound(self.unbounded)
+            warn_of_no_bound(self.unbounded)
         self._input_sizes: dict[str, tuple[int, ...]] = {}
         self._vectors: dict[str, dict[tuple[int, ...], Tensor]] = {}  # by layer and output size, the latest last
         self._checksums: dict[str, Tensor] = {}
         self._groups: list[LayerGroup] = []
         self._grouped_as: Any = None
         self._sizeless: list[str] = []  # convolutions that have seen no input
+        self._initial = InitialNorms()
+        self._gain = GainWatch()
+        for name, layer in self._layers.items():
+            layer.register_load_state_dict_post_hook(ForgetInitialNorm(self._initial, name))
         if conv_norm != "reshaped":
             for name, layer in self._layers.items():
                 if isinstance(layer, _ConvNd):
-                    layer.register_forward_pre_hook(_NoteInputSize(self._input_sizes, name), with_kwargs=True)
+                    layer.register_forward_pre_hook(NoteInputSize(self._input_sizes, name), with_kwargs=True)
 
     @run_eagerly
     @torch.no_grad()
@@ -140,12 +155,28 @@ class SpectralNormalizer(nn.Module):
         iterations = self.power_iterations if num_iterations is None else num_iterations
         with torch.autocast(self._device_type(), enabled=False):
             steps = [(group, self._advance(group, iterations, force)) for group in self._groups]
-            self._report_crushed([(group, step.scale) for group, step in steps if step is not None and group.fresh])
+            if not isinstance(self.norm_bound, str) and self._gain.waits_for(self._layers):
+                self._add_up(self.norm_bound, [(group, step) for group, step in steps if step is not None])
             for group, step in steps:
                 if step is not None:
                     shrink(group, step)
             for name in self._sizeless:
                 self._checksums[name] = bit_checksum(stack([cast(nn.Parameter, self._layers[name].weight)]))[0]
+
+    @run_eagerly
+    @torch.no_grad()
+    def measure(self) -> None:
+        """Takes the norms that convolutions came with, where they are not known at the sizes of their inputs yet.
+
+        To be called after a forward and before the optimizer's step: the forward shows the sizes, the step moves the
+        weights. :class:`~hesitant.SNGP` does so. A bound that is given needs none.
+        """
+        if self.norm_bound == "initial" and not all(self._initial.knows(*seen) for seen in self._input_sizes.items()):
+            self._regroup()
+
+    def bounds(self) -> BoundTable:
+        """Answers a table of all layers, those that are not bounded last: their norms, to rounding, and bounds."""
+        return self._table(self._exact_norms())
 
     def norms(self) -> dict[str, float]:
         """Answers the operator norm of each bounded layer, to rounding.
@@ -159,14 +190,8 @@ class SpectralNormalizer(nn.Module):
                 f"norms: the convolutions {unseen} have not seen an input, and their norm depends on its size: call the"
                 " model on one first."
             )
-        answer: dict[str, float] = {}
-        with torch.no_grad(), torch.autocast(self._device_type(), enabled=False):
-            self._regroup()
-            for group in self._groups:
-                weight = stack(group.weights).double()
-                sigma = largest_singular_value(group.operator, weight, group.u.double())
-                answer.update(zip(group.names, sigma.tolist(), strict=True))
-        return {name: answer[name] for name in self._layers if name in answer}
+        norms = self._exact_norms()
+        return {name: norms[name] for name in self._layers if name in norms}
 
     def vectors(self) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Answers the singular vectors (u, v) of each layer, as the last power iteration left them."""
@@ -194,6 +219,31 @@ class SpectralNormalizer(nn.Module):
 
     # ---------------------------------------------------------------- inside
 
+    @torch.no_grad()
+    def _exact_norms(self) -> dict[str, float]:
+        answer: dict[str, float] = {}
+        self._regroup()
+        with torch.autocast(self._device_type(), enabled=False):
+            for group in self._groups:
+                weight = stack(group.weights).double()
+                sigma = largest_singular_value(group.operator, weight, group.u.double())
+                answer.update(zip(group.names, sigma.tolist(), strict=True))
+        return answer
+
+    def _table(self, norms: dict[str, float]) -> BoundTable:
+        bounds: dict[str, float] = {}
+        for group in self._groups:
+            bounds |= zip(group.names, group.bound.tolist(), strict=True)
+        given = None if isinstance(self.norm_bound, str) else self.norm_bound
+        lines = []
+        for name, layer in self._layers.items():
+            if not cast(nn.Parameter, layer.weight).requires_grad:
+                lines.append(LayerBound(name, None, None, "frozen"))
+            else:
+                note = "" if name in bounds else "no input seen" if self._operator(name) is None else "not measured"
+                lines.append(LayerBound(name, norms.get(name), given or bounds.get(name), note))
+        return BoundTable([*lines, *(LayerBound(name, None, None, why) for name, why in self.unbounded.items())])
+
     def _regroup(self) -> None:
         """Groups the layers anew where a weight was replaced, moved, frozen, or saw an input of another size."""
         for name in [name for name, layer in self._layers.items() if not isinstance(layer.weight, nn.Parameter)]:
@@ -201,10 +251,11 @@ class SpectralNormalizer(nn.Module):
             del self._layers[name]
         weights = {name: cast(nn.Parameter, layer.weight) for name, layer in self._layers.items()}
         lazy = {name for name, weight in weights.items() if is_lazy(weight)}
-        grouped_as = [
+        grouped_as: list[Any] = [
             (id(weight), weight.dtype, weight.device, weight.requires_grad, name in lazy, self._input_sizes.get(name))
             for name, weight in weights.items()
         ]
+        grouped_as.append((self.norm_bound, self._initial.revision))
         if grouped_as == self._grouped_as:
             return
         self._keep_vectors()
@@ -231,47 +282,54 @@ class SpectralNormalizer(nn.Module):
             # Known ones as they are: to normalise them again would change their bits.
             u = torch.stack(
                 [
-                    (self._draw(name, shape) if vector is None else vector).to(weight)
+                    (first_vector(self._seed, name, shape) if vector is None else vector).to(weight)
                     for name, vector in zip(names, known, strict=True)
                 ]
             )
             never = torch.tensor(NEVER)
             checksum = torch.stack([self._checksums.get(name, never).to(weight.device) for name in names])
-            group = LayerGroup(names, parameters, operator, u, checksum)
-            if self.warm_up_iterations and any(vector is None for vector in known):
-                with torch.autocast(weight.device.type, enabled=False):
+            group = LayerGroup(names, parameters, operator, u, checksum, bound=u.new_zeros(len(names)))
+            size = self._size(names[0])
+            with torch.autocast(weight.device.type, enabled=False):
+                if self.norm_bound == "initial" and not all(self._initial.knows(name, size) for name in names):
+                    self._take_initial_norms(group, weight, size)
+                elif self.warm_up_iterations and any(vector is None for vector in known):
                     group.sigma, group.u, group.v = self._iterate(operator, weight, u, self.warm_up_iterations)
+            given = None if isinstance(self.norm_bound, str) else self.norm_bound
+            group.bound = u.new_tensor([given or self._initial.bound(name, size) for name in names])
         return group
+
+    def _take_initial_norms(self, group: LayerGroup, weight: Tensor, size: tuple[int, ...]) -> None:
+        iterations = max(self.warm_up_iterations, _WARM_UP)
+        group.sigma, group.u, group.v = converged_norm(group.operator, weight, group.u, iterations)
+        now = bit_checksum(weight)
+        for i, (name, sigma) in enumerate(zip(group.names, group.sigma.tolist(), strict=True)):
+            first = self._initial.first(name)
+            if first is None:
+                self._initial.note(name, size, sigma)
+                group.checksum[i] = now[i]  # as they are, weights that came with it are within the bound
+            elif not self._initial.knows(name, size):
+                # The weights may have moved since; how much more a size lets them stretch has hardly.
+                there = self._operator(name, first[0])
+                assert there is not None
+                one = weight[i : i + 1]
+                start = first_vector(self._seed, name, there.output_shape(one)).to(one).unsqueeze(0)
+                before = float(converged_norm(there, one, start, iterations)[0])
+                self._initial.note(name, size, first[1] * sigma / before if before else first[1])
+
+    def _size(self, name: str) -> tuple[int, ...]:
+        """Answers what the norm of a layer depends on beside its weight."""
+        return self._input_sizes.get(name, ())
+
+    def _operator(self, name: str, size: tuple[int, ...] | None = None) -> StackedOperator | None:
+        """Answers the operator of a layer at its latest size unless one is given; None if it has seen no input."""
+        return operator_of(self._layers[name], size or self._input_sizes.get(name), self.conv_norm)
 
     def _iterate(
         self, operator: StackedOperator, weight: Tensor, u: Tensor, num_iterations: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sigma, after, v = power_iteration(operator, weight, u, num_iterations)
-        if self.warm_up_iterations:
-            # Zero weights, as some layers begin with, would leave u zero, from where it never comes back.
-            after = torch.where((sigma > 1e-6).view(-1, *[1] * (u.ndim - 1)), after, u)
-        return sigma, after, v
-
-    def _draw(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        digest = hashlib.blake2b(f"{self._seed} {name} {shape}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        return normalize(torch.randn(1, *shape, generator=generator))[0]
-
-    def _operator(self, name: str) -> StackedOperator | None:
-        layer = self._layers[name]
-        if not isinstance(layer, _ConvNd) or self.conv_norm == "reshaped":
-            return MatrixOperator()
-        size = self._input_sizes.get(name)
-        if size is None:
-            return None
-        stride, dilation = tuple(layer.stride), tuple(layer.dilation)
-        mode: PaddingMode = layer.padding_mode
-        if self.conv_norm == "same_padding":
-            dilation, mode = (1,) * len(size), "zeros"
-            padding = same_padding(size, tuple(layer.kernel_size), stride)
-        else:
-            padding = tuple(layer._reversed_padding_repeated_twice)
-        return ConvOperator(layer.in_channels, size, stride, dilation, layer.groups, padding, mode)
+        iterate = recovering_iteration if self.warm_up_iterations else power_iteration
+        return iterate(operator, weight, u, num_iterations)
 
     def _advance(self, group: LayerGroup, iterations: int, force: bool) -> ProjectionStep | None:
         """Answers the factor that each weight is to be multiplied by; None: nothing moved."""
@@ -282,41 +340,24 @@ class SpectralNormalizer(nn.Module):
         num_moved = int(moved.sum()) if stacked.device.type == "cpu" else None
         if num_moved == 0:
             return None
-        start = group.u
         if force and self.warm_up_iterations:
-            # A direction that has outgrown the one that u has converged to may be all but absent from u.
-            noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
-            start = normalize(start + normalize(noise.to(start)))
-        group.sigma, u, group.v = self._iterate(group.operator, stacked, start, iterations)
-        if force and self.warm_up_iterations:
-            # Where many norms lie close together the power iteration crawls; one layer at a time, to spare memory.
-            exact = [
-                largest_singular_value(group.operator, stacked[i : i + 1], u[i : i + 1], _FORCED_STEPS)
-                for i in range(len(group.names))
-            ]
-            group.sigma = torch.maximum(group.sigma, torch.cat(exact))
-        scale = (self.norm_bound / group.sigma).clamp(max=1)
+            group.sigma, u, group.v = converged_norm(group.operator, stacked, group.u, iterations)
+        else:
+            group.sigma, u, group.v = self._iterate(group.operator, stacked, group.u, iterations)
+        scale = (group.sigma.reciprocal() * group.bound).clamp(max=1)
         if num_moved != len(group.names):
             scale = torch.where(moved, scale, torch.ones_like(scale))
             u = torch.where(moved.view(-1, *[1] * (u.ndim - 1)), u, group.u)
         group.u = u
-        return ProjectionStep(stacked, checksum, scale)
+        return ProjectionStep(stacked, checksum, moved, scale)
 
-    def _report_crushed(self, fresh: list[tuple[LayerGroup, Tensor]]) -> None:
-        """Warns of the layers that their first projection is about to shrink to less than a third."""
-        crushed: list[str] = []
-        for group, scale in fresh:
-            group.fresh = False
-            measured = zip(group.names, group.sigma.tolist(), scale.tolist(), strict=True)
-            crushed += [f"{name} has norm {sigma:.3g}" for name, sigma, factor in measured if factor * _CRUSHED < 1]
-        if crushed:
-            warnings.warn(
-                f"norm_bound={self.norm_bound} is about to shrink {len(crushed)} layers to less than a third, which"
-                f" undoes much of what pretrained weights know: {'; '.join(crushed)}. Choose a larger norm_bound, or"
-                " exclude these layers.",
-                SpectralBoundWarning,
-                stacklevel=4,
-            )
+    def _add_up(self, norm_bound: float, steps: list[tuple[LayerGroup, ProjectionStep]]) -> None:
+        shrinkages: dict[str, Shrinkage] = {}
+        for group, step in steps:
+            if self._gain.waits_for(group.names):
+                measured = zip(group.names, group.sigma.tolist(), step.scale.tolist(), step.moved.tolist(), strict=True)
+                shrinkages |= {name: Shrinkage(sigma, factor) for name, sigma, factor, moved in measured if moved}
+        self._gain.add(norm_bound, shrinkages, len(self._sizeless))
 
     def _keep_vectors(self) -> None:
         for group in self._groups:
@@ -329,7 +370,7 @@ class SpectralNormalizer(nn.Module):
                 known = self._vectors.setdefault(name, {})
                 known.pop(shape, None)
                 known[shape] = u.clone()
-                if len(known) > _SIZES_KEPT:
+                if len(known) > SIZES_KEPT:
                     known.pop(next(iter(known)))
                 self._checksums[name] = checksum.clone()
 
@@ -351,6 +392,8 @@ class SpectralNormalizer(nn.Module):
             destination[f"{prefix}checksum.{name}"] = checksum
         for name, size in self._input_sizes.items():
             destination[f"{prefix}input_size.{name}"] = torch.tensor(size)
+        for name, rows in self._initial.tensors().items():
+            destination[f"{prefix}initial_norm.{name}"] = rows
 
     def _load_from_state_dict(
         self,
@@ -371,39 +414,26 @@ class SpectralNormalizer(nn.Module):
                 self._checksums[name] = value.clone()
             elif kind == "input_size":
                 self._input_sizes[name] = tuple(value.tolist())
+            elif kind == "initial_norm":
+                self._initial.load(name, value)
             else:
                 rest[key] = value
         self._groups, self._grouped_as = [], None
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def extra_repr(self) -> str:
-        """Answers the module's line in ``print(model)``."""
-        return f"{len(self._layers)} layers, norm_bound={self.norm_bound}, conv_norm={self.conv_norm!r}"
+        """Answers the module's lines in ``print(model)``: the table of :meth:`bounds`, with norms as last estimated."""
+        last = {
+            name: min(sigma, bound)
+            for group in self._groups
+            for name, sigma, bound in zip(group.names, group.sigma.tolist(), group.bound.tolist(), strict=False)
+        }
+        return f"norm_bound={self.norm_bound!r}, conv_norm={self.conv_norm!r}\n{self._table(last)}"
+
+
+def _is_bound(norm_bound: object) -> bool:
+    return norm_bound == "initial" or (isinstance(norm_bound, Real) and 0 < float(norm_bound) < float("inf"))
 
 
 def _seed_from(generator: torch.Generator) -> int:
     return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
-
-
-def _warn_of_no_bound(unbounded: dict[str, str]) -> None:
-    first = "; ".join(f"{name}: {reason}" for name, reason in list(unbounded.items())[:4])
-    more = f"; and {len(unbounded) - 4} more" if len(unbounded) > 4 else ""
-    warnings.warn(
-        f"norm_bound bounds no weight of this model ({first}{more}): its features need not keep distances, so that the"
-        " uncertainty may not grow with the distance to the training data. Pass norm_bound=None to say that this is"
-        " meant.",
-        SpectralBoundWarning,
-        stacklevel=4,
-    )
-
-
-@dataclass
-class _NoteInputSize:
-    """A forward hook that notes the size of a convolution's input; noting it twice changes nothing."""
-
-    sizes: dict[str, tuple[int, ...]]
-    name: str
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs["input"]
-        self.sizes[self.name] = tuple(x.shape[2 - (x.ndim < cast(Tensor, module.weight).ndim) :])

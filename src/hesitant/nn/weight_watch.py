@@ -187,3 +187,17 @@ def _after_a_step(*_: Any) -> None:
 
 
 register_optimizer_step_post_hook(_after_a_step)
+
+
+class WeightsLoaded:
+    """A load_state_dict hook for every module: whoever loads weights, wherever, they are looked at again.
+
+    It knows no module: who copies a layer with its hooks, as dynamo does, would copy the whole model.
+    """
+
+    def __init__(self, watch: WeightWatch) -> None:
+        self.watch = watch
+
+    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
+        """Raises the suspicion."""
+        self.watch.raise_suspicion()
