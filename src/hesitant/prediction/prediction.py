@@ -17,6 +17,7 @@ from hesitant.prediction.distributions import (
     sharpened,
     two_class_logits,
 )
+from hesitant.prediction.evidence import dempster_shafer, energy_of
 from hesitant.prediction.mixture import Mixture
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _ONE_DISTRIBUTION = (
 )
 _NOT_GIVEN = {
     "logits": "this prediction was made from probabilities. Make it with Prediction.from_logits, or pass logits=...",
+    "energy": "this prediction was made from probabilities, and the energy is of logits. Make it with "
+    "Prediction.from_logits, or pass logits=... or energy=...",
     "logit_variance": "only a method with a distribution over logits has it. Predict with SNGP, or pass it by name",
 }
 
@@ -64,6 +67,9 @@ class Prediction:
         targets: `(B,)` integers in [0, C), the truth; kept as int64.
         log_probs: `(B, C)` log of `probs`, where it is known more exactly than `probs` can hold; otherwise computed.
         logits: `(B, C)`; for SNGP the posterior mean, so that `softmax(logits)` need not be `probs`.
+        energy: `(B,)`, where it is not that of `logits`.
+        ood_score: `(B,)`, what `prediction.ood_score` answers, such as a detector's; higher means further from the
+            training data.
         logit_variance: `(B, C)`, not negative.
         expected_entropy: `(B,)`, the mean entropy of the samples whose mean is `probs`.
         class_std: `(B, C)`, not negative, the population standard deviation of `probs` over samples or members.
@@ -87,6 +93,8 @@ class Prediction:
     targets: Tensor | None
     calibration: str | None
     _logits: Tensor | None
+    _energy: Tensor | None
+    _ood_score: Tensor | None
     _logit_variance: Tensor | None
     _expected_entropy: Tensor | None
     _class_std: Tensor | None
@@ -99,6 +107,8 @@ class Prediction:
         targets: "Tensor | ArrayLike | None" = None,
         log_probs: Tensor | None = None,
         logits: Tensor | None = None,
+        energy: Tensor | None = None,
+        ood_score: Tensor | None = None,
         logit_variance: Tensor | None = None,
         expected_entropy: Tensor | None = None,
         class_std: Tensor | None = None,
@@ -116,6 +126,8 @@ class Prediction:
             targets=None if targets is None else as_class_indices("targets", targets, rows),
             calibration=calibration,
             _logits=_part("logits", logits, per_class, like=rows),
+            _energy=_part("energy", energy, per_class[:1], like=rows),
+            _ood_score=_own_score(ood_score, rows),
             _logit_variance=_part("logit_variance", logit_variance, per_class, like=rows, minimum=0.0),
             _expected_entropy=_part("expected_entropy", expected_entropy, per_class[:1], like=rows, minimum=0.0),
             _class_std=_part("class_std", class_std, per_class, like=rows, minimum=0.0),
@@ -138,6 +150,7 @@ class Prediction:
         *,
         targets: "Tensor | ArrayLike | None" = None,
         mean_logits: Tensor | None = None,
+        energy: Tensor | None = None,
         logit_variance: Tensor | None = None,
         split_unavailable: str | None = None,
     ) -> "Prediction":
@@ -150,6 +163,7 @@ class Prediction:
             targets: `(B,)` integers in [0, C).
             mean_logits: what `prediction.logits` answers, where that is not `logits`: the posterior mean, when `logits`
                 have been scaled by the mean-field approximation. Same shape as `logits`.
+            energy: `(B,)`, where it is not that of `logits`, which a temperature has divided.
             logit_variance: variance of the logits, of the same shape as `logits`.
             split_unavailable: as in `Prediction`.
 
@@ -164,6 +178,7 @@ class Prediction:
                 "one row of logits an input"
             )
         shape = logits.shape
+        single = logits.dim() == 1 or shape[1] == 1
         logits = two_class_logits(as_finite("logits", logits, shape, like=logits))
         mean_logits = _part("mean_logits", mean_logits, shape, like=logits)
         logit_variance = _part("logit_variance", logit_variance, shape, like=logits, minimum=0.0)
@@ -176,6 +191,10 @@ class Prediction:
             targets=None if targets is None else as_class_indices("targets", targets, probs),
             calibration=None,
             _logits=logits if mean_logits is None else two_class_logits(mean_logits),
+            _energy=energy_of(logits, single=single)
+            if energy is None and (single or mean_logits is not None)
+            else _part("energy", energy, probs.shape[:1], like=probs),
+            _ood_score=None,
             _logit_variance=None if logit_variance is None else two_class_logits(logit_variance),
             _expected_entropy=None,
             _class_std=None,
@@ -189,6 +208,7 @@ class Prediction:
         *,
         targets: "Tensor | ArrayLike | None" = None,
         logits: Tensor | None = None,
+        energy: Tensor | None = None,
         logit_variance: Tensor | None = None,
         log: bool = False,
     ) -> "Prediction":
@@ -201,6 +221,7 @@ class Prediction:
             samples: `(S, B, C)` probabilities, `S >= 1`, each row a distribution as in `Prediction`.
             targets: `(B,)` integers in [0, C).
             logits: `(B, C)`, what `prediction.logits` answers.
+            energy: `(B,)`, what `prediction.energy` answers, where it is not that of `logits`.
             logit_variance: `(B, C)`, what `prediction.logit_variance` answers.
             log: `samples` are log-probabilities, which keeps what a probability rounds to 0 or 1.
 
@@ -214,6 +235,7 @@ class Prediction:
             targets=targets,
             log_probs=mixture.log_probs,
             logits=logits,
+            energy=energy,
             logit_variance=logit_variance,
             expected_entropy=mixture.expected_entropy,
             class_std=mixture.class_std,
@@ -272,12 +294,57 @@ class Prediction:
 
     @property
     def logits(self) -> Tensor:
-        """`(B, C)`: the logits; for SNGP the posterior mean. A single-logit model `z` has `[0, z]`.
+        """`(B, C)`: the logits before any temperature; a single-logit model `z` has `[0, z]`.
+
+        For SNGP the posterior mean, for MC dropout and an ensemble the mean over passes or members.
 
         Raises:
             UnavailableError: the prediction was made from probabilities.
         """
         return self._given("logits")
+
+    @property
+    def energy(self) -> Tensor:
+        """`(B,)`: `-log sum_c exp f_c`, how little evidence the logits `f` are for any class (Liu et al. 2020).
+
+        `f` are the logits that the answer rests on: for SNGP the mean-field logits, which shrink away from the training
+        data; for MC dropout and an ensemble the mean over passes or members. All before any temperature, so that
+        calibration changes no energy but through SNGP's mean-field factor. Of a single logit `z`, `f` is `[-z/2, z/2]`.
+
+        Why the mean of the logits: a member's `log sum_c exp f_c(x)` is the logarithm of a density that lacks its
+        normaliser, another one for each member. A mean of logarithms turns these into one constant; a mean of
+        `exp f` would let the member of the largest logits speak for all. And the energy of the mean is the mean energy
+        plus the mean divergence `KL(softmax(f) || softmax(f_s))` of the members: it rises where each finds little, and
+        where they disagree, and not with what all agree is ambiguous.
+
+        Raises:
+            UnavailableError: the prediction was made from probabilities.
+
+        Source: Liu et al. 2020, "Energy-based Out-of-distribution Detection", https://arxiv.org/abs/2010.03759.
+        """
+        if self._energy is None and self._logits is not None:
+            return energy_of(self._logits)
+        return self._given("energy")
+
+    @property
+    def ood_score(self) -> Tensor:
+        """`(B,)` float64: how little an input is like the training data; higher means less.
+
+        What a detector gave; else, of every method that has logits, the Dempster-Shafer uncertainty
+        `C / (C + sum_c exp f_c)` in [0, 1], with `f` as in `energy` (of SNGP: Liu et al. 2020,
+        https://arxiv.org/abs/2006.10108); else, where a model answers probabilities alone, the `predictive_entropy`.
+
+        Why not the confidence: softmax sees how logits differ, and not how large they are. An input between two known
+        classes is ambiguous, and no less known for it; one unlike all of them may still be nearer to one class than to
+        the others. Nor does a temperature move this score, which is fitted to in-domain data and sharpens or softens
+        all confidences alike, the unknown's too. Why not `mutual_information`: where all members agree that they know
+        nothing, it is 0. For errors on in-domain inputs the confidence is the right order.
+        """
+        if self._ood_score is not None:
+            return self._ood_score.double()
+        if self._energy is None and self._logits is None:
+            return self.predictive_entropy.double()
+        return dempster_shafer(self.energy, self.probs.shape[1])
 
     @property
     def logit_variance(self) -> Tensor:
@@ -291,7 +358,9 @@ class Prediction:
     @property
     def available(self) -> tuple[str, ...]:
         """The names of the fields that this prediction has, as `numpy` answers with them."""
-        names = ["probs", "log_probs", "labels", "confidence", "predictive_entropy", "predictive_variance"]
+        names = ["probs", "log_probs", "labels", "confidence", "predictive_entropy", "predictive_variance", "ood_score"]
+        if self._energy is not None or self._logits is not None:
+            names.append("energy")
         if self._expected_entropy is not None:
             names += ["expected_entropy", "mutual_information"]
         names += [name for name in ("class_std", "logits", "logit_variance") if getattr(self, f"_{name}") is not None]
@@ -414,13 +483,30 @@ class Prediction:
         return _fill(object.__new__(Prediction), **values)
 
 
-_TENSORS = ("probs", "log_probs", "targets", "_logits", "_logit_variance", "_expected_entropy", "_class_std")
+_TENSORS = (
+    "probs",
+    "log_probs",
+    "targets",
+    "_logits",
+    "_energy",
+    "_ood_score",
+    "_logit_variance",
+    "_expected_entropy",
+    "_class_std",
+)
 
 
 def _fill(prediction: Prediction, **values: Tensor | str | None) -> Prediction:
     for name, value in values.items():
         object.__setattr__(prediction, name, value)
     return prediction
+
+
+def _own_score(ood_score: Tensor | None, probs: Tensor) -> Tensor | None:
+    if ood_score is None:
+        return None
+    given = as_floating("ood_score", ood_score)  # in its own precision: thresholds are told apart by it
+    return as_finite("ood_score", given, probs.shape[:1], like=given).to(probs.device)
 
 
 def _part(
