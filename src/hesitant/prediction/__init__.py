@@ -2,8 +2,8 @@
 
 ``Prediction`` is public. Beneath it are distributions over classes (``distributions``), the mean of several and how far
 they disagree (``Mixture``), the evidence in logits (``evidence``), arguments checked by name (``arguments``), and a
-prediction read in parts of bounded size (``parts``). Torch alone is needed. Every room above imports from here; this one
-imports from none.
+prediction read in parts of bounded size (``parts``). Torch alone is needed. Every room above imports from here; this
+one imports from none.
 Names imported ``as`` themselves are for other rooms, not for users.
 """
 

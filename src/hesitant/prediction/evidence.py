@@ -1,4 +1,25 @@
-"""How much evidence logits are for any class at all: what a softmax, which sees differences alone, forgets."""
+"""How much evidence logits are for any class at all: what a softmax, which sees differences alone, forgets.
+
+The *energy* `-log sum_c exp f_c` (Liu et al. 2020, https://arxiv.org/abs/2010.03759) is low where some logit is large;
+`C / (C + sum_c exp f_c)`, the *Dempster-Shafer uncertainty*, is the same order on [0, 1] (Sensoy et al. 2018,
+https://arxiv.org/abs/1806.01768; of SNGP, Liu et al. 2020, https://arxiv.org/abs/2006.10108).
+
+**Why it is the default to detect by, for each method that has logits.** The confidence sees how logits differ, and not
+how large they are. An input between two known classes is ambiguous, and no less known for it; one unlike all classes
+may still be nearer to one than to the others. SNGP says that an input is far by shrinking its mean-field logits, all of
+them: that is what this score reads. Mutual information is 0 where all members agree that they know nothing. Where a
+model answers probabilities alone, there is no evidence to be seen, and the predictive entropy stands in its place: the
+total uncertainty, of which what comes of not knowing is a part.
+
+**Of which logits.** Of those that the answer rests on, before any temperature: it is fitted to in-domain data, and one
+below 1 sharpens the confidences of the unknown, too. For SNGP they are the mean-field logits, not the posterior mean,
+which knows no distance. For MC dropout and an ensemble they are the mean over passes or members. A member's
+`log sum_c exp f_c(x)` is the logarithm of a density that lacks its normaliser, another one for each member: a mean of
+logarithms turns these into one constant, whereas a mean of `exp f` would let the member of the largest logits speak for
+all. And with `f` the mean of the `f_s`, the energy of `f` is the mean of the members' energies plus the mean of
+`KL(softmax(f) || softmax(f_s))`: it rises where each finds little and where they disagree, and not with what all agree
+is ambiguous.
+"""
 
 import math
 

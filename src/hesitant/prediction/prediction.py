@@ -1,7 +1,7 @@
 """What every method answers with: one predictive distribution an input, and the uncertainties that follow from it."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,10 @@ from hesitant.prediction.distributions import (
     two_class_logits,
 )
 from hesitant.prediction.evidence import dempster_shafer, energy_of
+from hesitant.prediction.joining import require_alike
 from hesitant.prediction.mixture import Mixture
+from hesitant.prediction.table import as_frame
+from hesitant.prediction.unavailable import UnavailableError, reason_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,22 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 __all__ = ["Prediction", "UnavailableError"]
-
-_ONE_DISTRIBUTION = (
-    "this prediction holds a single distribution for each input, and one distribution cannot be split into an "
-    "aleatoric and an epistemic part. Predict with several, as MCDropout and DeepEnsemble do, or SNGP with "
-    "posterior='monte_carlo'"
-)
-_NOT_GIVEN = {
-    "logits": "this prediction was made from probabilities. Make it with Prediction.from_logits, or pass logits=...",
-    "energy": "this prediction was made from probabilities, and the energy is of logits. Make it with "
-    "Prediction.from_logits, or pass logits=... or energy=...",
-    "logit_variance": "only a method with a distribution over logits has it. Predict with SNGP, or pass it by name",
-}
-
-
-class UnavailableError(RuntimeError):
-    """Raised by a `Prediction` asked for something that the method which made it cannot give."""
 
 
 @dataclass(frozen=True, slots=True, init=False, eq=False, repr=False)
@@ -127,7 +114,7 @@ class Prediction:
             calibration=calibration,
             _logits=_part("logits", logits, per_class, like=rows),
             _energy=_part("energy", energy, per_class[:1], like=rows),
-            _ood_score=_own_score(ood_score, rows),
+            _ood_score=_part("ood_score", ood_score, per_class[:1], like=rows.new_empty(0, dtype=torch.float64)),
             _logit_variance=_part("logit_variance", logit_variance, per_class, like=rows, minimum=0.0),
             _expected_entropy=_part("expected_entropy", expected_entropy, per_class[:1], like=rows, minimum=0.0),
             _class_std=_part("class_std", class_std, per_class, like=rows, minimum=0.0),
@@ -305,22 +292,14 @@ class Prediction:
 
     @property
     def energy(self) -> Tensor:
-        """`(B,)`: `-log sum_c exp f_c`, how little evidence the logits `f` are for any class (Liu et al. 2020).
+        """`(B,)`: `-log sum_c exp f_c`, how little evidence the logits `f` are for any class.
 
-        `f` are the logits that the answer rests on: for SNGP the mean-field logits, which shrink away from the training
-        data; for MC dropout and an ensemble the mean over passes or members. All before any temperature, so that
-        calibration changes no energy but through SNGP's mean-field factor. Of a single logit `z`, `f` is `[-z/2, z/2]`.
-
-        Why the mean of the logits: a member's `log sum_c exp f_c(x)` is the logarithm of a density that lacks its
-        normaliser, another one for each member. A mean of logarithms turns these into one constant; a mean of
-        `exp f` would let the member of the largest logits speak for all. And the energy of the mean is the mean energy
-        plus the mean divergence `KL(softmax(f) || softmax(f_s))` of the members: it rises where each finds little, and
-        where they disagree, and not with what all agree is ambiguous.
+        `f` are the logits that the answer rests on, before any temperature: for SNGP the mean-field logits, for MC
+        dropout and an ensemble the mean over passes or members; of a single logit `z`, `[-z/2, z/2]`. The module
+        `hesitant.prediction.evidence` says why.
 
         Raises:
             UnavailableError: the prediction was made from probabilities.
-
-        Source: Liu et al. 2020, "Energy-based Out-of-distribution Detection", https://arxiv.org/abs/2010.03759.
         """
         if self._energy is None and self._logits is not None:
             return energy_of(self._logits)
@@ -330,18 +309,12 @@ class Prediction:
     def ood_score(self) -> Tensor:
         """`(B,)` float64: how little an input is like the training data; higher means less.
 
-        What a detector gave; else, of every method that has logits, the Dempster-Shafer uncertainty
-        `C / (C + sum_c exp f_c)` in [0, 1], with `f` as in `energy` (of SNGP: Liu et al. 2020,
-        https://arxiv.org/abs/2006.10108); else, where a model answers probabilities alone, the `predictive_entropy`.
-
-        Why not the confidence: softmax sees how logits differ, and not how large they are. An input between two known
-        classes is ambiguous, and no less known for it; one unlike all of them may still be nearer to one class than to
-        the others. Nor does a temperature move this score, which is fitted to in-domain data and sharpens or softens
-        all confidences alike, the unknown's too. Why not `mutual_information`: where all members agree that they know
-        nothing, it is 0. For errors on in-domain inputs the confidence is the right order.
+        What a detector gave; else, where there are logits, the Dempster-Shafer uncertainty `C / (C + sum_c exp f_c)` in
+        [0, 1], with `f` as in `energy`; else the `predictive_entropy`. The module `hesitant.prediction.evidence` says
+        why. For errors on in-domain inputs the `confidence` is the right order.
         """
         if self._ood_score is not None:
-            return self._ood_score.double()
+            return self._ood_score
         if self._energy is None and self._logits is None:
             return self.predictive_entropy.double()
         return dempster_shafer(self.energy, self.probs.shape[1])
@@ -409,21 +382,11 @@ class Prediction:
         predictions = list(predictions)
         if not predictions:
             raise ValueError("predictions is empty, expected at least one Prediction to concatenate")
+        require_alike(
+            [f"{each.probs.shape[1]} classes on {each.probs.device}" for each in predictions],
+            [[name for name in _TENSORS if getattr(each, name) is not None] for each in predictions],
+        )
         first = predictions[0]
-        for position, other in enumerate(predictions):
-            kinds = [f"{p.probs.shape[1]} classes on {p.probs.device}" for p in (other, first)]
-            if kinds[0] != kinds[1]:
-                raise ValueError(
-                    f"predictions[{position}] has {kinds[0]}, predictions[0] has {kinds[1]}: concatenate predictions "
-                    "of the same classes, on one device"
-                )
-            for name in _TENSORS:
-                if (getattr(other, name) is None) != (getattr(first, name) is None):
-                    having, lacking = (position, 0) if getattr(first, name) is None else (0, position)
-                    raise ValueError(
-                        f"predictions[{having}] has {name.lstrip('_')}, predictions[{lacking}] does not: concatenate "
-                        "predictions made in the same way"
-                    )
         present = [name for name in _TENSORS if getattr(first, name) is not None]
         joined = {name: torch.cat([getattr(p, name) for p in predictions]) for name in present}
         calibrations = {p.calibration for p in predictions}
@@ -442,18 +405,7 @@ class Prediction:
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("to_pandas needs pandas: pip install pandas, or use .numpy()") from error
-        fields = self.numpy()
-        del fields["log_probs"]
-        rename = {"labels": "label", "targets": "target"}
-        columns = {rename.get(name, name): values for name, values in fields.items() if values.ndim == 1}
-        for name, values in fields.items():
-            if values.ndim == 2:
-                columns |= {f"{name}_{c}": values[:, c] for c in range(values.shape[1])}
-        return pandas.DataFrame(columns)
+        return as_frame(self.numpy())
 
     def __repr__(self) -> str:
         """Size, accuracy and mean confidence."""
@@ -469,8 +421,7 @@ class Prediction:
     def _given(self, name: str, *, asked: str | None = None) -> Tensor:
         tensor: Tensor | None = getattr(self, f"_{name}")
         if tensor is None:
-            reason = _NOT_GIVEN.get(name) or self._split_unavailable or _ONE_DISTRIBUTION
-            raise UnavailableError(f"{asked or name} is not available: {reason}")
+            raise UnavailableError(f"{asked or name} is not available: {reason_for(name, self._split_unavailable)}")
         return tensor
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Prediction":
@@ -483,30 +434,13 @@ class Prediction:
         return _fill(object.__new__(Prediction), **values)
 
 
-_TENSORS = (
-    "probs",
-    "log_probs",
-    "targets",
-    "_logits",
-    "_energy",
-    "_ood_score",
-    "_logit_variance",
-    "_expected_entropy",
-    "_class_std",
-)
+_TENSORS = tuple(field.name for field in fields(Prediction) if field.name not in ("calibration", "_split_unavailable"))
 
 
 def _fill(prediction: Prediction, **values: Tensor | str | None) -> Prediction:
     for name, value in values.items():
         object.__setattr__(prediction, name, value)
     return prediction
-
-
-def _own_score(ood_score: Tensor | None, probs: Tensor) -> Tensor | None:
-    if ood_score is None:
-        return None
-    given = as_floating("ood_score", ood_score)  # in its own precision: thresholds are told apart by it
-    return as_finite("ood_score", given, probs.shape[:1], like=given).to(probs.device)
 
 
 def _part(
