@@ -37,9 +37,10 @@ def uncertainty(prediction: Prediction, score: Score = "confidence") -> Tensor:
     - `"energy"`: `-log sum_c exp f_c` (Liu et al. 2020, https://arxiv.org/abs/2010.03759); ranks as
       `"dempster_shafer"` does, and does not round. Needs logits.
 
-    The last two are of the logits `f` of `prediction.energy`: mean-field ones for SNGP, else the mean over passes or
-    members, before any temperature. They look at the size of the logits, which softmax does not see: a shift of them
-    all changes the score. Of a model with a single logit they rank as the confidence does.
+    The last two are of the logits `f` of `prediction.energy`: before any temperature, their mean over passes or
+    members, for SNGP the mean-field logits at their temperature. They look at the size of the logits, which softmax
+    does not see: a shift of them all changes the score. Of a model with a single logit they rank as the confidence
+    does.
 
     Args:
         prediction: of `B >= 0` inputs.

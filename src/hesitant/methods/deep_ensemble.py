@@ -237,7 +237,7 @@ class DeepEnsemble(Tempered):
         answers = []
         for group, group_seed in self._groups(given, seed, member_options):
             if plain is None:
-                answers.append(self._mixed(self._answers(group, temperature, group_seed, member_options)))
+                answers.append(self._mixed(self._answers(group, temperature, group_seed, member_options), temperature))
                 continue
             targets = Gathered()
             for batch in group:
@@ -319,7 +319,7 @@ class DeepEnsemble(Tempered):
         plain.ending = Ending(self.ending.seen)
         return plain
 
-    def _mixed(self, predictions: list[Prediction]) -> Prediction:
+    def _mixed(self, predictions: list[Prediction], temperature: float) -> Prediction:
         """Answers the prediction that the members make together, each with the same weight."""
         parts = [_as_mixture(prediction) for prediction in predictions]
         mixture = parts[0]
@@ -332,7 +332,7 @@ class DeepEnsemble(Tempered):
         logits = energy = variance = None
         if all("logits" in prediction.available for prediction in predictions):
             means = torch.stack([prediction.logits for prediction in predictions])
-            logits, energy = means.mean(0), self._energy_of(predictions)
+            logits, energy = means.mean(0), self._energy_of(predictions, temperature)
             if all("logit_variance" in prediction.available for prediction in predictions):
                 within = torch.stack([prediction.logit_variance for prediction in predictions]).mean(0)
                 variance = within + means.var(0, correction=0)
@@ -348,13 +348,14 @@ class DeepEnsemble(Tempered):
             split_unavailable=None if split else _NO_SPLIT,
         )
 
-    def _energy_of(self, predictions: list[Prediction]) -> Tensor:
+    def _energy_of(self, predictions: list[Prediction], temperature: float) -> Tensor:
         """Answers the energy ``(B,)`` of the mean of the logits that the members' answers rest on."""
         total = torch.zeros_like(predictions[0].logits, dtype=torch.float64)
         for member, prediction in zip(self.members, predictions, strict=True):
             if isinstance(member, SNGP):
                 factor = member.gp.mean_field_factor
                 logits = mean_field_logits(prediction.logits.double(), prediction.logit_variance.double(), factor)
+                logits = logits / (temperature * member.temperature)
             else:
                 logits = prediction.logits.double()
             # Shifted to the member's energy: its logits may be [0, z], or an ensemble of SNGPs' posterior means.

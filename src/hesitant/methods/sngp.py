@@ -336,7 +336,9 @@ class SNGP(ModelWrapper):
         require_kind(answers, self.outputs, self.model)
         gaussian = GaussianLogits(mean, variance)
         factor = self.gp.mean_field_factor
-        energy = energy_of_output(answers if self.outputs == "logits" else gaussian.mean_field_logits(factor))
+        mean_field = answers if self.outputs == "logits" else gaussian.mean_field_logits(factor)
+        # At the temperature, which is fitted with the factor: it undoes on the data what the factor shrinks.
+        energy = energy_of_output(mean_field.to(mean.dtype) / temperature)
         if posterior == "monte_carlo":
             generator = torch.Generator(device).manual_seed(seed)
             return monte_carlo(gaussian, targets.tensor(), num_samples, generator, temperature, energy)

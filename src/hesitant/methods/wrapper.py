@@ -117,7 +117,10 @@ def prediction_of(
     logit_variance: Tensor | None = None,
     split_unavailable: str | None = None,
 ) -> Prediction:
-    """Answers the Prediction of an output ``(B, C)``, at a temperature that its logits and energy do not know."""
+    """Answers the Prediction of an output ``(B, C)``, at a temperature that its logits do not know.
+
+    Nor does its energy, unless it is given.
+    """
     if outputs == "logits":
         if temperature != 1:
             output = as_floating("logits", output)  # half precision would round once more

@@ -11,14 +11,16 @@ them: that is what this score reads. Mutual information is 0 where all members a
 model answers probabilities alone, there is no evidence to be seen, and the predictive entropy stands in its place: the
 total uncertainty, of which what comes of not knowing is a part.
 
-**Of which logits.** Of those that the answer rests on, before any temperature: it is fitted to in-domain data, and one
-below 1 sharpens the confidences of the unknown, too. For SNGP they are the mean-field logits, not the posterior mean,
-which knows no distance. For MC dropout and an ensemble they are the mean over passes or members. A member's
-`log sum_c exp f_c(x)` is the logarithm of a density that lacks its normaliser, another one for each member: a mean of
-logarithms turns these into one constant, whereas a mean of `exp f` would let the member of the largest logits speak for
-all. And with `f` the mean of the `f_s`, the energy of `f` is the mean of the members' energies plus the mean of
-`KL(softmax(f) || softmax(f_s))`: it rises where each finds little and where they disagree, and not with what all agree
-is ambiguous.
+**Of which logits.** Of those before any temperature: it is fitted to in-domain data, and one below 1 sharpens the
+confidences of the unknown, too. For SNGP they are the mean-field logits, not the posterior mean, which knows no
+distance; and these at the temperature, for it is no calibration of its own there. Factor and temperature are fitted
+together, and the one undoes on the data what the other shrinks: without it a large factor leaves all logits next to 0,
+where `log sum_c exp f_c` is `log C` plus their mean, which training by softmax does not determine. For MC dropout and
+an ensemble they are the mean over passes or members. A member's `log sum_c exp f_c(x)` is the logarithm of a density
+that lacks its normaliser, another one for each member: a mean of logarithms turns these into one constant, whereas a
+mean of `exp f` would let the member of the largest logits speak for all. And with `f` the mean of the `f_s`, the energy
+of `f` is the mean of the members' energies plus the mean of `KL(softmax(f) || softmax(f_s))`: it rises where each finds
+little and where they disagree, and not with what all agree is ambiguous.
 """
 
 import math

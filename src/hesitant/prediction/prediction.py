@@ -294,9 +294,9 @@ class Prediction:
     def energy(self) -> Tensor:
         """`(B,)`: `-log sum_c exp f_c`, how little evidence the logits `f` are for any class.
 
-        `f` are the logits that the answer rests on, before any temperature: for SNGP the mean-field logits, for MC
-        dropout and an ensemble the mean over passes or members; of a single logit `z`, `[-z/2, z/2]`. The module
-        `hesitant.prediction.evidence` says why.
+        `f` are the logits before any temperature, for MC dropout and an ensemble their mean over passes or members; for
+        SNGP the mean-field logits, at the temperature that belongs to their factor; of a single logit `z`,
+        `[-z/2, z/2]`. The module `hesitant.prediction.evidence` says why.
 
         Raises:
             UnavailableError: the prediction was made from probabilities.
