@@ -11,7 +11,7 @@ from torch import nn
 
 import hesitant
 from hesitant.data import digits, split
-from hesitant.evaluation import accuracy, ece, nll, uncertainty
+from hesitant.evaluation import accuracy, ece, nll
 from hesitant.plots import scan, score_histogram
 
 # %%
@@ -41,7 +41,8 @@ print(f"on the test scans: NLL {nll(before):.3f} -> {nll(after):.3f}, ECE {ece(b
 # %%
 # **Choose a threshold.** With probability .95 over the draw of these scans, at most 5 % of the answers to inputs of
 # this kind will be wrong; a smaller risk costs answers. ``budget`` is for when people have time for a tenth of all
-# inputs: it hands over the least certain tenth, promises no risk, and needs no targets.
+# inputs: it hands over the least certain tenth, promises no risk, and needs no targets. With ``guard`` a policy also
+# hands over what is least like the training scans, whatever the model says of it: here one in twenty of their kind.
 #
 # Which of them to use is decided before they are looked at: of several policies that were made on the same data, the
 # one that looks best may break its promise more often than it says.
@@ -49,6 +50,7 @@ answers = model.predict(choose)
 policies = {
     "risk 5 %": hesitant.DeferralPolicy.calibrate(answers, max_risk=0.05),
     "risk 2 %": hesitant.DeferralPolicy.calibrate(answers, max_risk=0.02),
+    "risk 5 %, guarded": hesitant.DeferralPolicy.calibrate(answers, max_risk=0.05, guard=0.05),
     "budget 10 %": hesitant.DeferralPolicy.calibrate(answers, budget=0.1),
 }
 for policy in policies.values():
@@ -67,8 +69,7 @@ except ValueError as error:
 #
 # The promise is about inputs like those that the threshold was chosen on, and says nothing about these. This model errs
 # so little that it keeps a promise of 5 % by answering everything, and so it answers 8s and 9s too. Where inputs from
-# elsewhere may come, hand over a share of the known ones as well, as a budget does: the threshold then lies where known
-# inputs become rare.
+# elsewhere may come, guard the policy: its second threshold lies where known inputs become rare.
 unknown = model.predict(data.ood)
 for name, policy in policies.items():
     answered, deferred = policy.accept(after), ~policy.accept(unknown)
@@ -78,15 +79,15 @@ for name, policy in policies.items():
     )
 
 # %%
-# Where the budget's threshold lies.
+# Where the guard's threshold lies.
 figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 score_histogram(
-    uncertainty(after),
-    uncertainty(unknown),
+    after.ood_score,
+    unknown.ood_score,
     ax,
-    threshold=policies["budget 10 %"].threshold,
+    threshold=policies["risk 5 %, guarded"].guard_threshold,
     names=("test scans", "8 and 9"),
-    label="1 - confidence",
+    label="out-of-domain score",
 )
 plt.show()
 

@@ -76,7 +76,7 @@ def test_evaluate_prints_table_and_verdict_and_writes_report_figures_and_policy(
     assert content["methods"]["sngp"]["milliseconds"] == 0.5
     assert content["recommendation"]["method"] == "sngp"
     policy = DeferralPolicy.load(tmp_path / "new" / "policy.json")
-    assert policy.threshold == content["recommendation"]["outcomes"]["sngp"]["threshold"]
+    assert policy.guard_threshold == content["recommendation"]["outcomes"]["sngp"]["guard_threshold"]
     assert policy.risk_bound == 0.04
     assert "Use sngp" in (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
 

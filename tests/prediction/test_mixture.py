@@ -146,3 +146,12 @@ def test_no_inputs_make_a_mixture_of_none() -> None:
 def test_samples_of_another_shape_raise(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected \(S, B, C\)"):
         Mixture.of(torch.ones(shape), log=False)
+
+
+def test_merged_mixtures_have_the_mean_of_all_logits():
+    logits = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0))
+    parts = [Mixture.of_passes(part.log_softmax(-1), part.mean(0)) for part in logits.split([1, 3, 2])]
+    mean = merged(parts).logits
+    assert mean is not None
+    torch.testing.assert_close(mean, logits.mean(0))
+    assert merged([parts[0], Mixture.of_passes(logits.log_softmax(-1))]).logits is None

@@ -14,10 +14,11 @@ Names = Annotated[
 MaxRisk = Annotated[float, typer.Option(help="Error rate among answered inputs that is to be promised.")]
 Delta = Annotated[float, typer.Option(help="Probability with which the promise may fail.")]
 SCORE_HELP = (
-    "What inputs are ranked by: confidence, predictive_entropy, mutual_information, logit_variance, dempster_shafer or "
-    "energy."
+    "What the data are ranked by: confidence, ood_score, predictive_entropy, mutual_information, logit_variance, "
+    "dempster_shafer or energy."
 )
 RankedBy = Annotated[str, typer.Option(help=SCORE_HELP)]
+DetectedBy = Annotated[str, typer.Option(help="What out-of-domain inputs are detected by, another of these scores.")]
 Intervals = Annotated[bool, typer.Option("--intervals", help="Give figures with standard errors; takes seconds.")]
 ClassNames = Annotated[
     str | None, typer.Option(help="Of the classes, separated by commas.", show_default="their numbers")
@@ -57,6 +58,7 @@ def evaluate(
     max_risk: MaxRisk = 0.01,
     delta: Delta = 0.05,
     score: RankedBy = "confidence",
+    ood_score: DetectedBy = "ood_score",
     intervals: Intervals = False,
     class_names: ClassNames = None,
     inputs: InputsFile = None,
@@ -75,6 +77,7 @@ def evaluate(
             max_risk=max_risk,
             delta=delta,
             score=score,
+            ood_score=ood_score,
             confidence_intervals=intervals,
             class_names=split_names(None if class_names is None else [class_names]),
             inputs=inputs,

@@ -33,6 +33,7 @@ def evaluate_files(
     max_risk: float = 0.01,
     delta: float = 0.05,
     score: str = "confidence",
+    ood_score: str = "ood_score",
     confidence_intervals: bool = False,
     class_names: Sequence[str] | None = None,
     inputs: Path | None = None,
@@ -49,7 +50,8 @@ def evaluate_files(
         names: of the methods; by default the names of the files.
         max_risk: as in `recommend`.
         delta: as in `recommend`.
-        score: as in `uncertainty`.
+        score: what the data are ranked by, as in `uncertainty`.
+        ood_score: what out-of-domain inputs are detected by, as in `uncertainty`.
         confidence_intervals: as in `Comparison.from_predictions`.
         class_names: as in `report`.
         inputs: an .npy of the inputs, `(N, ...)`, to be shown.
@@ -71,6 +73,7 @@ def evaluate_files(
         {name: file.prediction for name, file in loaded.items()},
         ood={other: {name: file.ood[other] for name, file in loaded.items() if other in file.ood} for other in sets},
         score=cast(Score, score),
+        ood_score=cast(Score, ood_score),
         costs={name: file.cost for name, file in loaded.items()},
         confidence_intervals=confidence_intervals,
         inputs=None if inputs is None else _inputs(inputs, len(next(iter(loaded.values())).prediction)),

@@ -1,16 +1,23 @@
 """One number an input that says how unsure a prediction is: to detect by, to rank by, to defer by."""
 
-import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from hesitant.prediction import Prediction, in_parts
+from hesitant.prediction import Prediction, dempster_shafer, in_parts
 
 __all__ = ["SCORES", "Score", "uncertainty"]
 
-Score = Literal["confidence", "predictive_entropy", "mutual_information", "logit_variance", "dempster_shafer", "energy"]
+Score = Literal[
+    "confidence",
+    "ood_score",
+    "predictive_entropy",
+    "mutual_information",
+    "logit_variance",
+    "dempster_shafer",
+    "energy",
+]
 SCORES: tuple[Score, ...] = get_args(Score)
 
 
@@ -19,17 +26,21 @@ def uncertainty(prediction: Prediction, score: Score = "confidence") -> Tensor:
 
     - `"confidence"`: `1 - max_c p_c`, in [0, 1 - 1/C], from the log-probabilities: where the confidences round to 1
       they keep their order, down to 1e-300 (Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136).
+    - `"ood_score"`: `prediction.ood_score`, the default to detect by: what a detector gave, else `"dempster_shafer"`,
+      or `"predictive_entropy"` where there are no logits.
     - `"predictive_entropy"`: `-sum_c p_c log p_c`, in [0, log C], the total uncertainty.
     - `"mutual_information"`: total less aleatoric, in [0, log C] (Houlsby et al. 2011,
       https://arxiv.org/abs/1112.5745). Needs samples or members.
     - `"logit_variance"`: the mean over classes of the variance of the logits, at least 0. Needs SNGP.
-    - `"dempster_shafer"`: `K / (K + sum_c exp logit_c)` with `K = C`, in [0, 1] (Sensoy et al. 2018,
+    - `"dempster_shafer"`: `C / (C + sum_c exp f_c)`, in [0, 1] (Sensoy et al. 2018,
       https://arxiv.org/abs/1806.01768; of SNGP, Liu et al. 2020, https://arxiv.org/abs/2006.10108). Needs logits.
-    - `"energy"`: `-log sum_c exp logit_c` (Liu et al. 2020, https://arxiv.org/abs/2010.03759); ranks as
+    - `"energy"`: `-log sum_c exp f_c` (Liu et al. 2020, https://arxiv.org/abs/2010.03759); ranks as
       `"dempster_shafer"` does, and does not round. Needs logits.
 
-    The last two look at the size of the logits, which softmax does not see: a shift of them all changes the score. Of a
-    model with a single logit, whose other is 0, they say little.
+    The last two are of the logits `f` of `prediction.energy`: before any temperature, their mean over passes or
+    members, for SNGP the mean-field logits at their temperature. They look at the size of the logits, which softmax
+    does not see: a shift of them all changes the score. Of a model with a single logit they rank as the confidence
+    does.
 
     Args:
         prediction: of `B >= 0` inputs.
@@ -47,16 +58,17 @@ def uncertainty(prediction: Prediction, score: Score = "confidence") -> Tensor:
 def _of_part(prediction: Prediction, score: Score) -> Tensor:
     if score == "confidence":
         return _complement(prediction.log_probs.double())
+    if score == "ood_score":
+        return prediction.ood_score
     if score == "predictive_entropy":
         return prediction.predictive_entropy.double()
     if score == "mutual_information":
         return prediction.mutual_information.double()
     if score == "logit_variance":
         return prediction.logit_variance.double().mean(dim=-1)
-    log_evidence = prediction.logits.double().logsumexp(dim=-1)
     if score == "energy":
-        return -log_evidence
-    return torch.sigmoid(math.log(prediction.probs.shape[1]) - log_evidence)
+        return prediction.energy.double()
+    return dempster_shafer(prediction.energy, prediction.probs.shape[1])
 
 
 def _complement(log_probs: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from hesitant.methods.outputs import Outputs, with_logits
 from hesitant.methods.random_state import require_seed
 from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of
 from hesitant.nn import run_eagerly
-from hesitant.prediction import Prediction
+from hesitant.prediction import Prediction, energy_of
 
 
 class MCDropout(ModelWrapper):
@@ -105,7 +105,8 @@ class MCDropout(ModelWrapper):
     def predict(self, inputs: Any, *, seed: int = 0, batch_size: int | None = None) -> Prediction:
         """Answers the Prediction for inputs of any length, in batches.
 
-        Its ``probs`` are the mean and its ``class_std`` the standard deviation over the passes.
+        Its ``probs`` are the mean and its ``class_std`` the standard deviation over the passes, its ``logits`` the mean
+        of theirs before any temperature.
 
         Args:
             inputs: A tensor, a list or a dict of several, ``(inputs, targets)``, a Dataset, a DataLoader, a list of
@@ -151,7 +152,7 @@ class MCDropout(ModelWrapper):
     def answer(self, given: Iterable[Batch], *, temperature: float, seed: int) -> Prediction:
         """Answers :meth:`predict` at a temperature, the method's own and those around it together."""
         passes = self._passes(seed, temperature)
-        targets, probs, log_probs, entropies, deviations = (Gathered() for _ in range(5))
+        targets, probs, log_probs, entropies, deviations, logits = (Gathered() for _ in range(6))
         for position, batch in enumerate(given):
             moved = batch.to(passes.device)
             with torch.no_grad():
@@ -161,12 +162,15 @@ class MCDropout(ModelWrapper):
             log_probs.append(mixture.log_probs)
             entropies.append(mixture.expected_entropy)
             deviations.append(mixture.class_std)
-        mean = probs.tensor()
+            logits.append(mixture.logits)
+        mean, mean_logits = probs.tensor(), logits.tensor()
         assert mean is not None
         return Prediction(
             mean,
             targets=targets.tensor(),
             log_probs=log_probs.tensor(),
+            logits=mean_logits,
+            energy=None if mean_logits is None else energy_of(mean_logits, single=passes.single),
             expected_entropy=entropies.tensor(),
             class_std=deviations.tensor(),
         )

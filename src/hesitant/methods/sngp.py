@@ -24,7 +24,7 @@ from hesitant.methods.outputs import Outputs, require_kind
 from hesitant.methods.random_state import require_seed
 from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.temperature import taken
-from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of, prediction_of
+from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of, energy_of_output, prediction_of
 from hesitant.nn import (
     BoundTable,
     ConvNorm,
@@ -361,15 +361,21 @@ class SNGP(ModelWrapper):
         assert mean is not None
         assert variance is not None
         require_kind(answers, self.outputs, self.model)
+        gaussian = GaussianLogits(mean, variance)
+        factor = self.gp.mean_field_factor
+        mean_field = answers if self.outputs == "logits" else gaussian.mean_field_logits(factor)
+        # At the temperature, which is fitted with the factor: it undoes on the data what the factor shrinks.
+        energy = energy_of_output(mean_field.to(mean.dtype) / temperature)
         if posterior == "monte_carlo":
             generator = torch.Generator(device).manual_seed(seed)
-            return monte_carlo(GaussianLogits(mean, variance), targets.tensor(), num_samples, generator, temperature)
+            return monte_carlo(gaussian, targets.tensor(), num_samples, generator, temperature, energy)
         return prediction_of(
             answers,
             self.outputs,
             targets.tensor(),
             temperature=temperature,
             mean_logits=mean,
+            energy=energy,
             logit_variance=variance,
             split_unavailable=_NO_SPLIT,
         )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MOST_NUMBERS: Final = 2**25  # of the inputs that are made at a time: 128 MiB
 LABELS: Final[dict[Score, str]] = {
     "confidence": "1 - confidence",
+    "ood_score": "out-of-domain score",
     "predictive_entropy": "predictive entropy (nats)",
     "mutual_information": "mutual information (nats)",
     "logit_variance": "variance of the logits",

@@ -25,6 +25,7 @@ class Mixture(NamedTuple):
         log_probs: `(B, C)`, its logarithm, exact where `probs` rounds to 0 or 1.
         expected_entropy: `(B,)`, the mean of their entropies, in nats.
         class_std: `(B, C)`, their population standard deviation.
+        logits: `(B, C)`, the mean of their logits, where these are known.
     """
 
     num_samples: int
@@ -32,6 +33,7 @@ class Mixture(NamedTuple):
     log_probs: Tensor
     expected_entropy: Tensor
     class_std: Tensor
+    logits: Tensor | None = None
 
     @classmethod
     def of(cls, samples: "Tensor | ArrayLike", *, log: bool) -> "Mixture":
@@ -65,9 +67,14 @@ class Mixture(NamedTuple):
         return cls(num_samples, *(torch.cat(part) for part in zip(*chunks, strict=True)))
 
     @classmethod
-    def of_passes(cls, log_probs: Tensor) -> "Mixture":
-        """The mixture of log-probabilities `(S, B, C)` in at least float32, without any check."""
-        return cls(len(log_probs), *_summary(log_probs.exp(), log_probs))
+    def of_passes(cls, log_probs: Tensor, logits: Tensor | None = None) -> "Mixture":
+        """The mixture of log-probabilities `(S, B, C)` in at least float32, without any check.
+
+        Args:
+            log_probs: `(S, B, C)`.
+            logits: `(B, C)`, the mean of the logits that they were made of.
+        """
+        return cls(len(log_probs), *_summary(log_probs.exp(), log_probs), logits)
 
     def merged(self, other: "Mixture") -> "Mixture":
         """The mixture of the distributions of both.
@@ -84,6 +91,7 @@ class Mixture(NamedTuple):
             torch.logaddexp(self.log_probs + math.log(own), other.log_probs + math.log(others)),
             own * self.expected_entropy + others * other.expected_entropy,
             variance.sqrt(),
+            None if self.logits is None or other.logits is None else self.logits.lerp(other.logits, others),
         )
 
 

@@ -1,7 +1,7 @@
 """What every method answers with: one predictive distribution an input, and the uncertainties that follow from it."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,11 @@ from hesitant.prediction.distributions import (
     sharpened,
     two_class_logits,
 )
+from hesitant.prediction.evidence import dempster_shafer, energy_of
+from hesitant.prediction.joining import require_alike
 from hesitant.prediction.mixture import Mixture
+from hesitant.prediction.table import as_frame
+from hesitant.prediction.unavailable import UnavailableError, reason_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,20 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 __all__ = ["Prediction", "UnavailableError"]
-
-_ONE_DISTRIBUTION = (
-    "this prediction holds a single distribution for each input, and one distribution cannot be split into an "
-    "aleatoric and an epistemic part. Predict with several, as MCDropout and DeepEnsemble do, or SNGP with "
-    "posterior='monte_carlo'"
-)
-_NOT_GIVEN = {
-    "logits": "this prediction was made from probabilities. Make it with Prediction.from_logits, or pass logits=...",
-    "logit_variance": "only a method with a distribution over logits has it. Predict with SNGP, or pass it by name",
-}
-
-
-class UnavailableError(RuntimeError):
-    """Raised by a `Prediction` asked for something that the method which made it cannot give."""
 
 
 @dataclass(frozen=True, slots=True, init=False, eq=False, repr=False)
@@ -64,6 +54,9 @@ class Prediction:
         targets: `(B,)` integers in [0, C), the truth; kept as int64.
         log_probs: `(B, C)` log of `probs`, where it is known more exactly than `probs` can hold; otherwise computed.
         logits: `(B, C)`; for SNGP the posterior mean, so that `softmax(logits)` need not be `probs`.
+        energy: `(B,)`, where it is not that of `logits`.
+        ood_score: `(B,)`, what `prediction.ood_score` answers, such as a detector's; higher means further from the
+            training data.
         logit_variance: `(B, C)`, not negative.
         expected_entropy: `(B,)`, the mean entropy of the samples whose mean is `probs`.
         class_std: `(B, C)`, not negative, the population standard deviation of `probs` over samples or members.
@@ -87,6 +80,8 @@ class Prediction:
     targets: Tensor | None
     calibration: str | None
     _logits: Tensor | None
+    _energy: Tensor | None
+    _ood_score: Tensor | None
     _logit_variance: Tensor | None
     _expected_entropy: Tensor | None
     _class_std: Tensor | None
@@ -99,6 +94,8 @@ class Prediction:
         targets: "Tensor | ArrayLike | None" = None,
         log_probs: Tensor | None = None,
         logits: Tensor | None = None,
+        energy: Tensor | None = None,
+        ood_score: Tensor | None = None,
         logit_variance: Tensor | None = None,
         expected_entropy: Tensor | None = None,
         class_std: Tensor | None = None,
@@ -116,6 +113,8 @@ class Prediction:
             targets=None if targets is None else as_class_indices("targets", targets, rows),
             calibration=calibration,
             _logits=_part("logits", logits, per_class, like=rows),
+            _energy=_part("energy", energy, per_class[:1], like=rows),
+            _ood_score=_part("ood_score", ood_score, per_class[:1], like=rows.new_empty(0, dtype=torch.float64)),
             _logit_variance=_part("logit_variance", logit_variance, per_class, like=rows, minimum=0.0),
             _expected_entropy=_part("expected_entropy", expected_entropy, per_class[:1], like=rows, minimum=0.0),
             _class_std=_part("class_std", class_std, per_class, like=rows, minimum=0.0),
@@ -138,6 +137,7 @@ class Prediction:
         *,
         targets: "Tensor | ArrayLike | None" = None,
         mean_logits: Tensor | None = None,
+        energy: Tensor | None = None,
         logit_variance: Tensor | None = None,
         split_unavailable: str | None = None,
     ) -> "Prediction":
@@ -150,6 +150,7 @@ class Prediction:
             targets: `(B,)` integers in [0, C).
             mean_logits: what `prediction.logits` answers, where that is not `logits`: the posterior mean, when `logits`
                 have been scaled by the mean-field approximation. Same shape as `logits`.
+            energy: `(B,)`, where it is not that of `logits`, which a temperature has divided.
             logit_variance: variance of the logits, of the same shape as `logits`.
             split_unavailable: as in `Prediction`.
 
@@ -164,6 +165,7 @@ class Prediction:
                 "one row of logits an input"
             )
         shape = logits.shape
+        single = logits.dim() == 1 or shape[1] == 1
         logits = two_class_logits(as_finite("logits", logits, shape, like=logits))
         mean_logits = _part("mean_logits", mean_logits, shape, like=logits)
         logit_variance = _part("logit_variance", logit_variance, shape, like=logits, minimum=0.0)
@@ -176,6 +178,10 @@ class Prediction:
             targets=None if targets is None else as_class_indices("targets", targets, probs),
             calibration=None,
             _logits=logits if mean_logits is None else two_class_logits(mean_logits),
+            _energy=energy_of(logits, single=single)
+            if energy is None and (single or mean_logits is not None)
+            else _part("energy", energy, probs.shape[:1], like=probs),
+            _ood_score=None,
             _logit_variance=None if logit_variance is None else two_class_logits(logit_variance),
             _expected_entropy=None,
             _class_std=None,
@@ -189,6 +195,7 @@ class Prediction:
         *,
         targets: "Tensor | ArrayLike | None" = None,
         logits: Tensor | None = None,
+        energy: Tensor | None = None,
         logit_variance: Tensor | None = None,
         log: bool = False,
     ) -> "Prediction":
@@ -201,6 +208,7 @@ class Prediction:
             samples: `(S, B, C)` probabilities, `S >= 1`, each row a distribution as in `Prediction`.
             targets: `(B,)` integers in [0, C).
             logits: `(B, C)`, what `prediction.logits` answers.
+            energy: `(B,)`, what `prediction.energy` answers, where it is not that of `logits`.
             logit_variance: `(B, C)`, what `prediction.logit_variance` answers.
             log: `samples` are log-probabilities, which keeps what a probability rounds to 0 or 1.
 
@@ -214,6 +222,7 @@ class Prediction:
             targets=targets,
             log_probs=mixture.log_probs,
             logits=logits,
+            energy=energy,
             logit_variance=logit_variance,
             expected_entropy=mixture.expected_entropy,
             class_std=mixture.class_std,
@@ -272,12 +281,43 @@ class Prediction:
 
     @property
     def logits(self) -> Tensor:
-        """`(B, C)`: the logits; for SNGP the posterior mean. A single-logit model `z` has `[0, z]`.
+        """`(B, C)`: the logits before any temperature; a single-logit model `z` has `[0, z]`.
+
+        For SNGP the posterior mean, for MC dropout and an ensemble the mean over passes or members.
 
         Raises:
             UnavailableError: the prediction was made from probabilities.
         """
         return self._given("logits")
+
+    @property
+    def energy(self) -> Tensor:
+        """`(B,)`: `-log sum_c exp f_c`, how little evidence the logits `f` are for any class.
+
+        `f` are the logits before any temperature, for MC dropout and an ensemble their mean over passes or members; for
+        SNGP the mean-field logits, at the temperature that belongs to their factor; of a single logit `z`,
+        `[-z/2, z/2]`. The module `hesitant.prediction.evidence` says why.
+
+        Raises:
+            UnavailableError: the prediction was made from probabilities.
+        """
+        if self._energy is None and self._logits is not None:
+            return energy_of(self._logits)
+        return self._given("energy")
+
+    @property
+    def ood_score(self) -> Tensor:
+        """`(B,)` float64: how little an input is like the training data; higher means less.
+
+        What a detector gave; else, where there are logits, the Dempster-Shafer uncertainty `C / (C + sum_c exp f_c)` in
+        [0, 1], with `f` as in `energy`; else the `predictive_entropy`. The module `hesitant.prediction.evidence` says
+        why. For errors on in-domain inputs the `confidence` is the right order.
+        """
+        if self._ood_score is not None:
+            return self._ood_score
+        if self._energy is None and self._logits is None:
+            return self.predictive_entropy.double()
+        return dempster_shafer(self.energy, self.probs.shape[1])
 
     @property
     def logit_variance(self) -> Tensor:
@@ -291,7 +331,9 @@ class Prediction:
     @property
     def available(self) -> tuple[str, ...]:
         """The names of the fields that this prediction has, as `numpy` answers with them."""
-        names = ["probs", "log_probs", "labels", "confidence", "predictive_entropy", "predictive_variance"]
+        names = ["probs", "log_probs", "labels", "confidence", "predictive_entropy", "predictive_variance", "ood_score"]
+        if self._energy is not None or self._logits is not None:
+            names.append("energy")
         if self._expected_entropy is not None:
             names += ["expected_entropy", "mutual_information"]
         names += [name for name in ("class_std", "logits", "logit_variance") if getattr(self, f"_{name}") is not None]
@@ -340,21 +382,11 @@ class Prediction:
         predictions = list(predictions)
         if not predictions:
             raise ValueError("predictions is empty, expected at least one Prediction to concatenate")
+        require_alike(
+            [f"{each.probs.shape[1]} classes on {each.probs.device}" for each in predictions],
+            [[name for name in _TENSORS if getattr(each, name) is not None] for each in predictions],
+        )
         first = predictions[0]
-        for position, other in enumerate(predictions):
-            kinds = [f"{p.probs.shape[1]} classes on {p.probs.device}" for p in (other, first)]
-            if kinds[0] != kinds[1]:
-                raise ValueError(
-                    f"predictions[{position}] has {kinds[0]}, predictions[0] has {kinds[1]}: concatenate predictions "
-                    "of the same classes, on one device"
-                )
-            for name in _TENSORS:
-                if (getattr(other, name) is None) != (getattr(first, name) is None):
-                    having, lacking = (position, 0) if getattr(first, name) is None else (0, position)
-                    raise ValueError(
-                        f"predictions[{having}] has {name.lstrip('_')}, predictions[{lacking}] does not: concatenate "
-                        "predictions made in the same way"
-                    )
         present = [name for name in _TENSORS if getattr(first, name) is not None]
         joined = {name: torch.cat([getattr(p, name) for p in predictions]) for name in present}
         calibrations = {p.calibration for p in predictions}
@@ -373,18 +405,7 @@ class Prediction:
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("to_pandas needs pandas: pip install pandas, or use .numpy()") from error
-        fields = self.numpy()
-        del fields["log_probs"]
-        rename = {"labels": "label", "targets": "target"}
-        columns = {rename.get(name, name): values for name, values in fields.items() if values.ndim == 1}
-        for name, values in fields.items():
-            if values.ndim == 2:
-                columns |= {f"{name}_{c}": values[:, c] for c in range(values.shape[1])}
-        return pandas.DataFrame(columns)
+        return as_frame(self.numpy())
 
     def __repr__(self) -> str:
         """Size, accuracy and mean confidence."""
@@ -400,8 +421,7 @@ class Prediction:
     def _given(self, name: str, *, asked: str | None = None) -> Tensor:
         tensor: Tensor | None = getattr(self, f"_{name}")
         if tensor is None:
-            reason = _NOT_GIVEN.get(name) or self._split_unavailable or _ONE_DISTRIBUTION
-            raise UnavailableError(f"{asked or name} is not available: {reason}")
+            raise UnavailableError(f"{asked or name} is not available: {reason_for(name, self._split_unavailable)}")
         return tensor
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Prediction":
@@ -414,7 +434,7 @@ class Prediction:
         return _fill(object.__new__(Prediction), **values)
 
 
-_TENSORS = ("probs", "log_probs", "targets", "_logits", "_logit_variance", "_expected_entropy", "_class_std")
+_TENSORS = tuple(field.name for field in fields(Prediction) if field.name not in ("calibration", "_split_unavailable"))
 
 
 def _fill(prediction: Prediction, **values: Tensor | str | None) -> Prediction:

@@ -78,19 +78,21 @@ def reliability_pictures(comparison: Comparison) -> list[Picture]:
 
 
 def score_pictures(comparison: Comparison, recommendation: Recommendation, other: str) -> list[Picture]:
-    """How each method's score spreads on the data and on an out-of-domain set, with the threshold of its policy.
+    """How each method's out-of-domain score spreads on the data and on such a set, with the guard of its policy.
 
     Of the data, it is the half that the threshold was not chosen on.
     """
     spread = {
         name: (
-            uncertainty(prediction[recommendation.check], comparison.score),
-            uncertainty(comparison.ood[other][name], comparison.score),
+            uncertainty(prediction[recommendation.check], comparison.ood_score),
+            uncertainty(comparison.ood[other][name], comparison.ood_score),
         )
         for name, prediction in comparison.predictions.items()
     }
     limits = _shared_limits([scores for pair in spread.values() for scores in pair])
-    label = "1 - confidence" if comparison.score == "confidence" else comparison.score.replace("_", " ")
+    label = {"confidence": "1 - confidence", "ood_score": "out-of-domain score"}.get(
+        comparison.ood_score, comparison.ood_score.replace("_", " ")
+    )
     pictures = []
     for name, outcome in recommendation.outcomes.items():
         method, ood = isolated(name), isolated(other)
@@ -98,8 +100,8 @@ def score_pictures(comparison: Comparison, recommendation: Recommendation, other
             score_histogram,
             *spread[name],
             threshold=None
-            if outcome.policy is None or math.isinf(outcome.policy.threshold)
-            else outcome.policy.threshold,
+            if outcome.policy is None or math.isinf(outcome.policy.guard_threshold)
+            else outcome.policy.guard_threshold,
             names=("data", other),
             title=name,
             label=label,

@@ -130,11 +130,11 @@ def galleries(comparison: Comparison, recommendation: Recommendation, look: Look
     for other, of_methods in comparison.ood.items():
         if other in comparison.ood_inputs:
             add(
-                f"Inputs of {isolated(other)} that {isolated(name)} is surest of",
+                f"Inputs of {isolated(other)} that {isolated(name)} takes for its own",
                 "None of its classes fits these. What it answers here gets past it.",
                 comparison.ood_inputs[other],
                 of_methods[name],
-                uncertainty(of_methods[name], comparison.score).argsort(stable=True)[: look.num_shown],
+                uncertainty(of_methods[name], comparison.ood_score).argsort(stable=True)[: look.num_shown],
             )
     return found
 

@@ -175,7 +175,7 @@ def _shares(recommendation: Recommendation) -> str:
     if len(recommendation.outcomes) > 1:
         parts.append(f"delta={recommendation.delta:g} is shared out among the methods")
     if recommendation.guard > 0:
-        parts.append(f"the {limit(recommendation.guard)} least certain inputs are set aside")
+        parts.append(f"the {limit(recommendation.guard)} of inputs least like the training data are set aside")
     text = ", and ".join(parts)
     return f" ({text[0].upper()}{text[1:]}.)" if parts else ""
 

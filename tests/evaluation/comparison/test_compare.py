@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hesitant
-from hesitant.evaluation import accuracy, aurc, auroc, bootstrap, ece, nll, uncertainty
+from hesitant.evaluation import accuracy, aurc, auroc, bootstrap, ece, nll
 from hesitant.evaluation.comparison.columns import Column, figure_text
 from hesitant.evaluation.comparison.compare import Comparison, Cost, compare
 from hesitant.evaluation.comparison.noise import indistinguishable
@@ -58,7 +58,7 @@ def test_figures_are_those_of_the_metrics(comparison):
         assert figures["nll"] == pytest.approx(nll(prediction))
         assert figures["ece"] == pytest.approx(ece(prediction))
         assert figures["aurc"] == pytest.approx(aurc(prediction))
-        assert figures["auroc.far"] == pytest.approx(auroc(uncertainty(prediction), uncertainty(far)))
+        assert figures["auroc.far"] == pytest.approx(auroc(prediction.ood_score, far.ood_score))
 
 
 def test_costs_are_those_of_the_methods(comparison):
@@ -249,3 +249,18 @@ def test_what_is_no_dict_is_refused_with_the_dict_to_pass():
         compare([plain], (X, Y))
     with pytest.raises(TypeError, match=r"ood is a Tensor, .* pass \{'far': inputs\}"):
         compare({"plain": plain}, (X, Y), ood=FAR)
+
+
+def test_errors_are_ranked_by_one_score_and_the_unknown_detected_by_another():
+    data, far = prediction_of(Y, 0, 3.0), Prediction.from_logits(random_logits(200, 1) - 6)
+    given = {"a": data}, {"far": {"a": far}}
+    default = Comparison.from_predictions(given[0], ood=given[1])
+    assert (default.score, default.ood_score) == ("confidence", "ood_score")
+    assert default.to_dict()["ood_score"] == "ood_score"
+    assert default.figures["a"]["auroc.far"] == pytest.approx(auroc(data.ood_score, far.ood_score))
+    by_entropy = Comparison.from_predictions(given[0], ood=given[1], ood_score="predictive_entropy")
+    assert by_entropy.figures["a"]["aurc"] == default.figures["a"]["aurc"] == pytest.approx(aurc(data))
+    expected = auroc(data.predictive_entropy, far.predictive_entropy)
+    assert by_entropy.figures["a"]["auroc.far"] == pytest.approx(expected)
+    with pytest.raises(UnavailableError, match="ood_score='mutual_information' is not there for 'a'"):
+        Comparison.from_predictions(given[0], ood=given[1], ood_score="mutual_information")

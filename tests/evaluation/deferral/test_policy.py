@@ -35,6 +35,11 @@ IMPOSSIBLE = {
     "over budget": ({"budget": 0.1, "max_risk": None, "delta": None}, "budget is 0.1, num_accepted 80 of 100"),
     "a digest of another kind": ({"calibration": 7}, "calibration is 7, expected 16 hex digits"),
     "no digest": ({"calibration": "0123"}, "calibration is '0123', expected 16 hex digits"),
+    "a guard of all": ({"guard": 1.0}, "guard is 1.0"),
+    "a threshold of no guard": ({"guard_threshold": 0.5}, "guard is 0 and guard_threshold 0.5"),
+    "a guard of no number": ({"guard": 0.1, "guard_threshold": None}, "guard_threshold is None"),
+    "a guard above the budget": ({"budget": 0.2, "guard": 0.2, "max_risk": None, "delta": None}, "guard is 0.2 and"),
+    "a guard by what is no score": ({"guard_score": "margin"}, "guard_score is 'margin'"),
     "a nested score": ({"score": ["confidence"]}, r"score is \['confidence'\]"),
 }
 
@@ -312,9 +317,9 @@ def test_a_loaded_policy_accepts_alike(tmp_path):
     ("change", "message"),
     [
         ({"format": "other"}, "holds no DeferralPolicy"),
-        ({"version": 1}, "version 1, expected 2"),
-        ({"version": 2.0}, "version 2.0, expected 2"),
-        ({"version": "2"}, "version '2', expected 2"),
+        ({"version": 1}, "version 1, expected 3"),
+        ({"version": 3.0}, "version 3.0, expected 3"),
+        ({"version": "3"}, "version '3', expected 3"),
         ({"threshold": "low"}, "was changed: threshold is 'low'"),
         ({"score": "margin"}, "was changed: score is 'margin'"),
         ({"max_risk": 1.5}, "was changed: max_risk is 1.5"),
@@ -426,3 +431,51 @@ def test_its_repr_says_what_it_promises():
     options = {"max_risk": None, "delta": None, "budget": 0.1, "num_errors": None, "num_accepted": 100}
     everything = replace(POLICY, threshold=math.inf, **options)
     assert repr(everything) == "DeferralPolicy(answers everything; hands over 0.1; 100.0% of 100 inputs)"
+
+
+def known_and_unknown(num_inputs: int = 2000, seed: int = 0) -> tuple[Prediction, Prediction]:
+    """Inputs whose confidences are right, and others of which the model is sure, and yet finds little evidence."""
+    known = logits_prediction(num_inputs, seed=seed)
+    unknown = torch.full((num_inputs, 4), -40.0, dtype=torch.float64)
+    unknown[:, 0] = -20
+    return known, Prediction.from_logits(unknown)
+
+
+def test_a_guard_hands_over_what_a_confidence_cannot_tell():
+    known, unknown = known_and_unknown()
+    trusting = DeferralPolicy.calibrate(known, max_risk=0.05)
+    guarded = DeferralPolicy.calibrate(known, max_risk=0.05, guard=0.05)
+    assert bool(trusting.accept(unknown).all())
+    assert not bool(guarded.accept(unknown).any())
+    assert guarded.num_accepted == int(guarded.accept(known).sum())
+    assert int((known.ood_score >= guarded.guard_threshold).sum()) == 100
+    assert (guarded.num_calibration, guarded.guard) == (2000, 0.05)
+    assert "ood_score < " in repr(guarded)
+
+
+def test_a_guard_is_a_part_of_the_budget():
+    shares = []
+    for seed in range(20):
+        known = known_and_unknown(500, seed)[0]
+        policy = DeferralPolicy.calibrate(known, budget=0.2, guard=0.1)
+        shares.append(1 - float(policy.accept(known_and_unknown(5000, 100 + seed)[0]).double().mean()))
+        assert policy.budget == 0.2
+    assert np.mean(shares) == pytest.approx(0.2, abs=0.01)
+    with pytest.raises(ValueError, match=r"guard is 0\.2 and budget 0\.2, expected less"):
+        DeferralPolicy.calibrate(known, budget=0.2, guard=0.2)
+
+
+def test_a_guard_is_saved_and_ranks_by_the_score_that_it_is_given(tmp_path):
+    known, _ = known_and_unknown()
+    policy = DeferralPolicy.calibrate(known, max_risk=0.05, guard=0.1, guard_score="predictive_entropy")
+    policy.save(tmp_path / "policy.json")
+    assert DeferralPolicy.load(tmp_path / "policy.json") == policy
+    kept = uncertainty(known, "predictive_entropy") < policy.guard_threshold
+    assert int(kept.sum()) == 1800
+    assert bool(kept[policy.accept(known)].all())
+
+
+def test_so_few_inputs_that_a_guard_is_less_than_one_guard_nothing():
+    known = known_and_unknown(100)[0]
+    policy = DeferralPolicy.calibrate(known, budget=0.5, guard=0.005)
+    assert math.isinf(policy.guard_threshold)

@@ -75,7 +75,7 @@ def test_a_calibration_error_needs_a_bin(metric):
 
 @pytest.mark.parametrize("metric", [aurc, e_aurc, risk_coverage])
 def test_an_unknown_score_is_named(metric):
-    with pytest.raises(ValueError, match="score is 'entropy', expected one of 'confidence', 'predictive_entropy'"):
+    with pytest.raises(ValueError, match="score is 'entropy', expected one of 'confidence', 'ood_score'"):
         metric(Prediction([[0.5, 0.5]], targets=[0]), score="entropy")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 from hesitant.evaluation.calibration.components import Components, components_of
@@ -16,8 +17,8 @@ from hesitant.methods import SNGP, DeepEnsemble, Tempered
 
 __all__ = ["MEAN_FIELD_FACTORS", "Calibration", "CalibrationWarning", "calibrate"]
 
-MEAN_FIELD_FACTORS: Final = (0.0, *(10 ** (quarter / 4) for quarter in range(-4, 9)))  # 0, .1, .18 ... 100
-
+MEAN_FIELD_FACTORS: Final = tuple(10 ** (third / 3) for third in range(-6, 7))  # .01, .022, .046, .1 ... 100
+_SHARE = 0.02  # of what is known or not known of the targets, that a larger factor may cost
 
 _IMPOSSIBLE = (
     "the model gives the probability 0 to {} of the targets, which no temperature changes: the NLL is infinite. Such a"
@@ -78,13 +79,24 @@ def calibrate(
     distribution an input, and belongs to the weights that it was fitted with: `fit` sets it to 1 again, and a state
     dict carries it. Nothing notices a training loop of your own: calibrate again after it.
 
-    An SNGP divides its logits by `T sqrt(1 + factor * variance)`. In-domain data alone hardly tell one factor from
-    another, and by NLL alone the factor falls to 0, or T to its bound, which destroys the distance awareness. So T is
-    fitted for each factor of a ladder, and the *largest* factor is taken whose NLL is worse than the best by no more
-    than one standard error of the difference, input by input (the one-standard-error rule of Breiman et al. 1984): the
-    most cautious one that the data do not speak against. The ladder ends at 100: where `factor * variance` is far above
-    1 only `T sqrt(factor)` counts. With `posterior="monte_carlo"` the same temperature divides
-    the draws. In an ensemble of SNGPs all members get one factor.
+    **The factor.** An SNGP divides its logits by `T sqrt(1 + factor * variance)`. What the factor is for, less
+    certainty far from the training data, no in-domain input shows: by NLL alone it falls to the least there is, or T to
+    its bound, which destroys the distance awareness. So T is fitted for each factor of a ladder, and the *largest*
+    factor is taken whose NLL exceeds the least by no more than the larger of two tolerances:
+
+    - one standard error of the difference, input by input (the one-standard-error rule of Breiman et al. 1984): the
+      data cannot tell the two apart;
+    - 2 % of the least NLL: they can, but it is not worth having. With many inputs the standard error falls to nothing,
+      and a difference of no consequence would decide; a share does not depend on how many inputs there are. Where the
+      targets are hardly predictable the NLL is large and 2 % of it may be all that the model knows, so it is also at
+      most 2 % of that: of the entropy of the targets' frequencies less the NLL.
+
+    So what is lost at most is known, 2 % of the NLL or less than the data can see. Where the least NLL is next to 0 the
+    share is nothing and the standard error decides, which is then of its order: few inputs make up all of the loss.
+    Out-of-domain data have no part in it. The ladder ends at 100: where `factor * variance` is far above 1 only
+    `T sqrt(factor)` counts. It begins at .01 and not at 0, at which SNGP would be switched off: at .01 the answer is
+    nearly that of 0 where the variance is at most 1, as with scaled features it is. With `posterior="monte_carlo"` the
+    same temperature divides the draws. In an ensemble of SNGPs all members get one factor.
 
     Where each input is classified rightly (by some pass or member) there is no finite optimum: the likelihood rises as
     long as T falls. Then it warns, and takes the T at which the mean confidence is `(N + 1) / (N + 2)`, what N inputs
@@ -103,7 +115,8 @@ def calibrate(
         model: A trained method; it is changed in place. Its mode, weights, buffers and the global random state are not.
         data: In-domain inputs with targets, apart from those trained on: a Dataset, a DataLoader, or a tuple of
             tensors, the targets last, as for `fit`.
-        mean_field_factors: The ladder, beside the model's own factor; `()` keeps that, and fits the temperature alone.
+        mean_field_factors: The ladder: these factors and no other, such as `(30.0,)`; `()` keeps the model's own, and
+            fits the temperature alone.
         batch_size: Inputs in one forward pass; None leaves it to hesitant.
         seed: Of dropout masks, and of the sample.
 
@@ -129,7 +142,8 @@ def calibrate(
     held = _held(model, data, batch_size, seed)
     before = _nll(held, likelihood(held, model.temperature, None))
     processes = _processes(model)
-    factor, fit = _chosen(held, _ladder(processes, mean_field_factors))
+    ladder: list[float | None] = [*sorted(set(map(float, mean_field_factors)))] if processes else []
+    factor, fit = _chosen(held, ladder or [None])
     after = fit.likelihood
     model.temperature = after.temperature
     if factor is not None:
@@ -176,30 +190,33 @@ def _held(model: Tempered, data: Any, batch_size: int | None, seed: int) -> Held
     return held
 
 
-def _ladder(processes: list[SNGP], factors: Sequence[float]) -> list[float | None]:
-    """Answers the factors to try, in ascending order; None stands for those that the members have."""
-    if not processes or not factors:
-        return [None]
-    own = {process.uncalibrated_factor for process in processes}
-    return [*sorted({*map(float, factors), *(factor for factor in own if factor is not None and factor >= 0)})]
+def _chosen(held: Held, ladder: Sequence[float | None]) -> tuple[float | None, Fit]:
+    """Answers the largest factor of an ascending ladder that costs next to nothing, with its temperature.
 
-
-def _chosen(held: Held, ladder: list[float | None]) -> tuple[float | None, Fit]:
-    """Answers the largest factor that the data do not speak against, with its temperature."""
+    None stands for the factors that the model has.
+    """
     rungs: list[tuple[float | None, Fit]] = []
     start = 1.0
     for factor in ladder:
         fit = fitted(held, factor, start, first=not rungs)
         start = fit.likelihood.temperature  # the next one's is near
         rungs.append((factor, fit))
-    best = min((fit.likelihood for _, fit in rungs), key=lambda each: each.mean).losses
+    best = min((fit.likelihood for _, fit in rungs), key=lambda each: each.mean)
+    share = _SHARE * min(best.mean, max(_entropy_of_targets(held) - best.mean, 0.0))
     allowed = []
     for rung in rungs:
-        excess = rung[1].likelihood.losses - best
+        excess = rung[1].likelihood.losses - best.losses
         error = float(excess.std(correction=0)) / math.sqrt(len(excess))
-        if float(excess.mean()) <= error:
+        if float(excess.mean()) <= max(error, share):
             allowed.append(rung)
     return allowed[-1]
+
+
+def _entropy_of_targets(held: Held) -> float:
+    """Answers the NLL of who knows how frequent the classes are, and nothing else, in nats."""
+    targets = torch.cat([part.targets for part in held if part.targets is not None])
+    shares = targets.bincount().double() / len(targets)
+    return float(-torch.xlogy(shares, shares).sum())
 
 
 def _common(processes: list[SNGP]) -> float | None:

@@ -92,9 +92,10 @@ COSTS = (
 )
 
 
-def measures(ood: Iterable[str], score: Score) -> tuple[Measure, ...]:
+def measures(ood: Iterable[str], score: Score, ood_score: Score) -> tuple[Measure, ...]:
     """The measures of a comparison with these out-of-domain sets, in the order in which they are shown."""
     ranked_by = score.replace("_", " ")
+    detected_by = "its own out-of-domain score" if ood_score == "ood_score" else ood_score.replace("_", " ")
     return (
         Measure(
             Column("accuracy", "accuracy", 4, True, "Share of inputs whose label is right."),
@@ -131,10 +132,10 @@ def measures(ood: Iterable[str], score: Score) -> tuple[Measure, ...]:
                     f"AUROC, {name}",
                     4,
                     True,
-                    f"How often an input of {name} is ranked as less certain, by {ranked_by}, than one of the data.",
+                    f"How often an input of {name} is ranked above one of the data, by {detected_by}.",
                 ),
                 auroc,
-                partial(_scores, name=name, score=score),
+                partial(_scores, name=name, score=ood_score),
                 ranks_of,
                 auroc_of_ranks,
             )

@@ -47,13 +47,14 @@ class Comparison:
     Attributes:
         predictions: of each method on the data, with targets, on the CPU.
         ood: of each out-of-domain set, the prediction of each method.
-        score: what inputs are ranked by, as in `uncertainty`: for AURC and AUROC.
+        score: what the data are ranked by for AURC, as in `uncertainty`: which answers are wrong.
         columns: which figures there are, in their order.
         figures: of each method, the figures by the `key` of their columns; `None` where a cost is not known.
         estimates: the same with standard errors and 95 % intervals, where they were asked for and inputs were drawn.
         best: of each column, the methods that are marked.
         inputs: the inputs themselves by their place, where they are known.
         ood_inputs: the same of each out-of-domain set.
+        ood_score: what out-of-domain inputs are detected by, for AUROC, as in `uncertainty`.
     """
 
     predictions: Mapping[str, Prediction]
@@ -65,6 +66,7 @@ class Comparison:
     best: Mapping[str, tuple[str, ...]]
     inputs: Inputs | None = None
     ood_inputs: Mapping[str, Inputs] = field(default_factory=dict)
+    ood_score: Score = "ood_score"
 
     @classmethod
     def from_predictions(
@@ -73,6 +75,7 @@ class Comparison:
         *,
         ood: Mapping[str, Mapping[str, Prediction]] | None = None,
         score: Score = "confidence",
+        ood_score: Score = "ood_score",
         costs: Mapping[str, Cost] | None = None,
         confidence_intervals: bool = False,
         inputs: Inputs | None = None,
@@ -84,8 +87,10 @@ class Comparison:
         Args:
             predictions: of each method, by its name, for the same inputs in the same order, with targets.
             ood: of each out-of-domain set, by its name, the prediction of each method; targets are not looked at.
-            score: what inputs are ranked by, for AURC and AUROC. Every method must have it: `"confidence"` and
-                `"predictive_entropy"` are there for all.
+            score: what the data are ranked by for AURC, and by the policies of `recommend`. Every method must have it:
+                `"confidence"`, `"ood_score"` and `"predictive_entropy"` are there for all.
+            ood_score: what out-of-domain inputs are detected by, for AUROC and by the guard of `recommend`; by default
+                each method's own, `prediction.ood_score`.
             costs: of the methods for which they are known.
             confidence_intervals: whether figures come with standard errors and intervals, which takes seconds.
             inputs: what the predictions are of, to be shown in a report.
@@ -94,7 +99,7 @@ class Comparison:
 
         Raises:
             TypeError: a prediction is none, or `predictions` or `ood` is no dict.
-            UnavailableError: a method does not have `score`; the error says which.
+            UnavailableError: a method does not have `score` or `ood_score`; the error says which.
             ValueError: there is no method, targets are missing or differ between methods, an out-of-domain set lacks a
                 method or has other classes, or there are not as many inputs as predictions.
         """
@@ -111,8 +116,9 @@ class Comparison:
                 raise ValueError(f"ood_inputs holds {other!r}, which is none of the out-of-domain sets: {list(ood)}")
             _require_inputs(f"ood_inputs[{other!r}]", given, ood[other])
         for name, prediction in predictions.items():
-            _require_score(name, prediction, score)
-        measured = measures(ood, score)
+            _require_score("score", name, prediction, score)
+            _require_score("ood_score", name, prediction, ood_score)
+        measured = measures(ood, score, ood_score)
         figures: dict[str, dict[str, float | int | None]] = {name: {} for name in predictions}
         estimates: dict[str, dict[str, Estimate]] = {name: {} for name in predictions}
         best: dict[str, tuple[str, ...]] = {}
@@ -142,6 +148,7 @@ class Comparison:
             best=best,
             inputs=inputs,
             ood_inputs={} if ood_inputs is None else ood_inputs,
+            ood_score=ood_score,
         )
 
     @property
@@ -188,6 +195,7 @@ class Comparison:
             }
         return {
             "score": self.score,
+            "ood_score": self.ood_score,
             "num_inputs": self.num_inputs,
             "num_ood_inputs": {name: len(next(iter(of.values()))) for name, of in self.ood.items()},
             "methods": methods,
@@ -201,6 +209,7 @@ def compare(
     *,
     ood: Mapping[str, Any] | None = None,
     score: Score = "confidence",
+    ood_score: Score = "ood_score",
     histories: "Mapping[str, History] | None" = None,
     predict_options: Mapping[str, Mapping[str, Any]] | None = None,
     confidence_intervals: bool = False,
@@ -222,7 +231,9 @@ def compare(
         data: held-out inputs with their targets: `(inputs, targets)`, a dict of tensors with `labels`, a Dataset, a
             DataLoader, a list of examples, as for `fit`.
         ood: out-of-domain data, by the name to show: as `data`, its targets ignored, or a tensor.
-        score: what inputs are ranked by, for AURC and AUROC, as in `uncertainty`.
+        score: what the data are ranked by for AURC, as in `uncertainty`: by the confidence, for AURC is about errors.
+        ood_score: what out-of-domain inputs are detected by, for AUROC, as in `uncertainty`; by default each method's
+            own, `prediction.ood_score`.
         histories: what `fit` answered, for the training time of the methods that have one.
         predict_options: of each method that needs them, options of its `predict`: `{"SNGP": {"posterior": ...}}`.
         confidence_intervals: whether figures come with standard errors and intervals, which takes seconds.
@@ -233,7 +244,7 @@ def compare(
     Raises:
         TypeError: a method has no `predict`, or it answers no Prediction; the data are of an unknown type; `methods` or
             `ood` is no dict.
-        UnavailableError: a method does not have `score`.
+        UnavailableError: a method does not have `score` or `ood_score`.
         ValueError: there is no method, the data are empty or have no targets, or a name belongs to no method.
     """
     options = {} if predict_options is None else predict_options
@@ -279,6 +290,7 @@ def compare(
         predictions,
         ood=of_others,
         score=score,
+        ood_score=ood_score,
         costs=costs,
         confidence_intervals=confidence_intervals,
         inputs=inputs,
@@ -362,12 +374,13 @@ def _require_inputs(argument: str, inputs: Any, predictions: Mapping[str, Predic
         )
 
 
-def _require_score(name: str, prediction: Prediction, score: Score) -> None:
+def _require_score(argument: str, name: str, prediction: Prediction, score: Score) -> None:
     try:
         uncertainty(prediction[:1], score)
     except UnavailableError as error:
         raise UnavailableError(
-            f"score={score!r} is not there for {name!r}: {error} All methods have 'confidence' and 'predictive_entropy'"
+            f"{argument}={score!r} is not there for {name!r}: {error} All methods have 'confidence', 'ood_score' and "
+            "'predictive_entropy'"
         ) from error
 
 

@@ -9,7 +9,16 @@ __all__ = ["COSTS", "KINDS", "OOD", "PARTS", "place_of", "require_fitting"]
 
 KINDS: Final = ("probs", "samples", "logits")  # the first that is there says what the others belong to
 # What else a Prediction may hold, so that what save_predictions writes comes back whole.
-PARTS: Final = ("log_probs", "logits", "logit_variance", "expected_entropy", "class_std")
+PARTS: Final = (
+    "log_probs",
+    "logits",
+    "energy",
+    "ood_score",
+    "logit_variance",
+    "expected_entropy",
+    "class_std",
+)
+_PER_INPUT: Final = ("energy", "ood_score", "expected_entropy")
 COSTS: Final = ("milliseconds", "parameters", "training_seconds")
 OOD: Final = "ood."
 
@@ -73,7 +82,7 @@ def _classes_of(prefix: str, arrays: Mapping[str, ArrayHeader]) -> int:
     _require(f"{prefix}{kind}", arrays[kind], shapes=(shape,), kinds="f", expected="floating numbers")
     for part in PARTS if kind == "probs" else ():
         if part in arrays:
-            expected = (num_inputs,) if part == "expected_entropy" else shape
+            expected = (num_inputs,) if part in _PER_INPUT else shape
             _require(f"{prefix}{part}", arrays[part], shapes=(expected,), kinds="f", expected=f"{expected}, as {kind}")
     if "targets" in arrays:
         expected_targets = f"({num_inputs},) integers, one for each input of {kind}"

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hesitant.detection import Score, uncertainty
 from hesitant.evaluation.comparison.compare import Comparison, for_json
 from hesitant.evaluation.deferral import DeferralPolicy
 from hesitant.prediction import Prediction
@@ -61,7 +60,7 @@ class Recommendation:
         outcomes: of each method.
         max_risk: the error rate among answered inputs that may be promised.
         delta: the probability with which one of the promises may fail.
-        guard: the share of the calibration data that every policy hands over at least.
+        guard: the share of the calibration data that every policy hands over as least like the training data.
         check: `(B - B // 2,)` the rows of the data that thresholds were not chosen on.
         num_calibration: inputs on which they were chosen.
     """
@@ -89,6 +88,7 @@ class Recommendation:
             "outcomes": {
                 name: {
                     "threshold": None if outcome.policy is None else for_json(outcome.policy.threshold),
+                    "guard_threshold": None if outcome.policy is None else for_json(outcome.policy.guard_threshold),
                     "refusal": outcome.refusal,
                     "num_checked": outcome.num_checked,
                     "num_answered": outcome.num_answered,
@@ -117,11 +117,9 @@ def recommend(
 
     The data are split at random. On one half each method's `DeferralPolicy` is calibrated, with `delta` shared out
     among the methods, so that all promises hold together with probability `1 - delta` and the best may be chosen among
-    them. With out-of-domain sets, a policy also hands over whatever is less certain than all but the share `guard` of
-    the calibration data: a model that makes few errors may promise the risk for all of its data, and would then answer
-    anything. That threshold is an order statistic `t` of the scores, taken without the targets; given `t`, the inputs
-    below it are independent draws of those that the policy may answer, so the promise made on them is exact. On the
-    other half a method is worth its coverage; with out-of-domain sets, the mean of its coverage and of the
+    them. With out-of-domain sets, a policy also hands over whatever is less like the training data, by the
+    comparison's `ood_score`, than all but the share `guard` of the calibration data (see `DeferralPolicy.calibrate`).
+    On the other half a method is worth its coverage; with out-of-domain sets, the mean of its coverage and of the
     share of these sets that it hands over, each set alike. Methods within a percentage point of the best, or within
     1.96 standard errors, are not told apart. Among them the one of the lowest NLL is taken; of those with the same NLL
     the one of the fewest parameters (where they are not known, after all others); then the one that stands first. Where
@@ -154,12 +152,13 @@ def recommend(
             outcomes[name] = Outcome(None, "half of one input is none to choose a threshold on", len(check))
             continue
         try:
-            policy = _guarded_policy(
+            policy = DeferralPolicy.calibrate(
                 prediction[calibration],
-                guard,
                 max_risk=max_risk,
                 delta=delta / len(comparison.predictions),
                 score=comparison.score,
+                guard=guard,
+                guard_score=comparison.ood_score,
             )
         except ValueError as error:
             outcomes[name] = Outcome(None, str(error), len(check))
@@ -179,17 +178,6 @@ def recommend(
         check=check,
         num_calibration=len(calibration),
     )
-
-
-def _guarded_policy(
-    prediction: Prediction, guard: float, *, max_risk: float, delta: float, score: Score
-) -> DeferralPolicy:
-    """The policy that also hands over the share `guard` of the calibration data that is the least certain."""
-    scores = uncertainty(prediction, score)
-    kept = math.ceil((1 - guard) * len(scores))
-    ceiling = math.inf if kept == len(scores) else scores.sort().values[kept].item()
-    policy = DeferralPolicy.calibrate(prediction[scores < ceiling], max_risk=max_risk, delta=delta, score=score)
-    return replace(policy, threshold=min(policy.threshold, ceiling), num_calibration=len(scores))
 
 
 def _outcome(policy: DeferralPolicy, check: Prediction, ood: Mapping[str, Prediction]) -> tuple[Outcome, list[Tensor]]:

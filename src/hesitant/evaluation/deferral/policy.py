@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,12 @@ from torch import Tensor
 
 from hesitant.detection import Score, uncertainty
 from hesitant.evaluation.deferral.fixed_sequence import FixedSequences, RankedErrors, inputs_needed, least_promise
-from hesitant.evaluation.deferral.possible_policies import check_score, check_share, require_possible
+from hesitant.evaluation.deferral.possible_policies import (
+    check_guard,
+    check_score,
+    check_share,
+    require_possible,
+)
 from hesitant.evaluation.metrics import known_targets
 from hesitant.files import parse_json, write_text
 from hesitant.prediction import Prediction
@@ -21,9 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DeferralPolicy"]
 
-_VERSION = 2
+_VERSION = 3
 _LARGEST_FILE = 2**16  # bytes: save writes a few hundred
 _MAX_RISK, _DELTA = 0.01, 0.05
+_MAY_BE_INFINITE = ("threshold", "guard_threshold")
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,11 @@ class DeferralPolicy:
     """Answers the inputs whose uncertainty is below a threshold, and hands the others over.
 
     Made by `DeferralPolicy.calibrate`, either for a risk (`max_risk` and `delta` are set) or for a `budget`.
+
+    **Two questions, two scores.** *Is the answer wrong?* is asked of inputs like the calibration data; there the
+    confidence is the best order that there is, if it is right (Chow 1970), and `score` is that by default. *Is the
+    input anything the model knows?* no confidence answers: a model may be sure of what it was never shown. A policy
+    with a `guard` asks that too, by `guard_score`, and answers what passes both.
 
     **Which data may be used for what.** Five parts of the data, of which no two share an input: *train* sets the
     weights (and SNGP's covariance); *validation* says when to stop, and which of several models or settings to take;
@@ -60,6 +71,9 @@ class DeferralPolicy:
         max_risk: the error rate among answered inputs that is promised, in (0, 1); None for a budget.
         delta: the probability of calibration data that break the promise, in (0, 1); None for a budget.
         budget: the share of inputs to hand over, in (0, 1); None for a risk.
+        guard: the share of inputs that are handed over as least like the training data, in [0, 1); 0 guards nothing.
+        guard_score: one of `SCORES`, by which they are the least alike.
+        guard_threshold: an input is answered only if its `guard_score` is below it, too; infinite: all are.
         calibration: of the method that made the calibration predictions, and of its temperature, mean-field factor and
             posterior, a digest of 16 hex digits: predictions of another one are refused. None for predictions that were
             made by hand.
@@ -77,6 +91,9 @@ class DeferralPolicy:
     max_risk: float | None = None
     delta: float | None = None
     budget: float | None = None
+    guard: float = 0.0
+    guard_score: Score = "ood_score"
+    guard_threshold: float = math.inf
     calibration: str | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +109,8 @@ class DeferralPolicy:
         delta: float = _DELTA,
         score: Score = "confidence",
         budget: float | None = None,
+        guard: float = 0.0,
+        guard_score: Score = "ood_score",
     ) -> "DeferralPolicy":
         """The policy that answers the most inputs for a promised risk, or hands over a given share of them.
 
@@ -105,6 +124,13 @@ class DeferralPolicy:
         calibration data. For one policy the share scatters: where scores do not tie it is a `Beta(B + 1 - k, k)`
         variable with `k = ceil((1 - budget) (B + 1))`; for a tenth of 1,000 inputs, 8 to 12 % in 19 cases of 20. Tied
         inputs are kept together, on the side that hands over less. No risk is promised, and no targets are needed.
+
+        **With a guard.** First the share `guard` of the calibration data with the largest `guard_score` is set aside,
+        whether right or wrong, and likewise of new inputs on average; the rest of a budget, or the promise, is of the
+        others. The threshold is an order statistic `t`, taken without the targets; given `t`, the inputs below it are
+        independent draws of those that the policy may answer, so the promise is as exact as without. It is the price
+        of handing over the unknown: a model that makes few errors may promise the risk for all of its own data, and
+        would then answer anything. Nothing is promised about how much of the unknown is handed over.
 
         **What breaks either promise.** Calibration data and new inputs must be independent draws of one kind. Inputs
         from elsewhere (another camera, another year, out-of-domain ones), frames of one video, or data from which the
@@ -121,6 +147,9 @@ class DeferralPolicy:
             delta: in (0, 1).
             score: what to rank by, as in `uncertainty`.
             budget: in (0, 1); hands over this share, without `max_risk` and `delta`.
+            guard: in [0, 1), below `budget`; .05 is one in twenty of one's own inputs. None where it is less than one
+                of the calibration data.
+            guard_score: what the guard ranks by, as in `uncertainty`.
 
         Raises:
             TypeError: `targets` are not integers, or a number is none.
@@ -129,10 +158,14 @@ class DeferralPolicy:
                 is out of range; there are no inputs or targets, or they do not fit.
             ImportError: SciPy is not installed.
         """
-        check_score(score)
+        check_score("score", score)
+        check_score("guard_score", guard_score)
         for name, value in (("max_risk", max_risk), ("delta", delta), ("budget", budget)):
             if value is not None:
                 check_share(name, value)
+        check_guard(guard, budget)
+        if guard > 0:
+            return cls._guarded(prediction, targets, max_risk, delta, score, budget, guard, guard_score)
         if budget is None:
             return cls._for_risk(prediction, known_targets(prediction, targets), score, max_risk, delta)
         if (max_risk, delta) != (_MAX_RISK, _DELTA):
@@ -142,6 +175,39 @@ class DeferralPolicy:
             )
         known = prediction.targets is not None or targets is not None
         return cls._for_budget(prediction, known_targets(prediction, targets) if known else None, score, budget)
+
+    @classmethod
+    def _guarded(
+        cls,
+        prediction: Prediction,
+        targets: "Tensor | ArrayLike | None",
+        max_risk: float,
+        delta: float,
+        score: Score,
+        budget: float | None,
+        guard: float,
+        guard_score: Score,
+    ) -> "DeferralPolicy":
+        scores = _scores(prediction, guard_score)
+        set_aside = math.floor(round(guard * (len(scores) + 1), 9))  # of the inputs and a new one
+        ceiling = scores.sort().values[len(scores) - set_aside].item() if set_aside > 0 else math.inf
+        if targets is not None:
+            prediction = prediction.with_targets(targets)
+        policy = cls.calibrate(
+            prediction[(scores < ceiling).to(prediction.probs.device)],
+            max_risk=max_risk,
+            delta=delta,
+            score=score,
+            budget=None if budget is None else (budget - guard) / (1 - guard),
+        )
+        return replace(
+            policy,
+            num_calibration=len(scores),
+            budget=budget,
+            guard=guard,
+            guard_score=guard_score,
+            guard_threshold=ceiling,
+        )
 
     @classmethod
     def _for_risk(
@@ -216,11 +282,14 @@ class DeferralPolicy:
             prediction: of `B >= 0` inputs, made as the calibration data's was.
 
         Raises:
-            UnavailableError: `prediction` does not have the score of this policy.
+            UnavailableError: `prediction` does not have a score of this policy.
             ValueError: it was made by another method, or after another calibration, than the calibration data's.
         """
         _require_same_calibration(self.calibration, prediction.calibration)
-        return (_scores(prediction, self.score) < self.threshold).to(prediction.probs.device)
+        accepted = _scores(prediction, self.score) < self.threshold
+        if self.guard > 0:
+            accepted &= _scores(prediction, self.guard_score) < self.guard_threshold
+        return accepted.to(prediction.probs.device)
 
     def save(self, path: str | Path) -> None:
         """Writes the policy to a JSON file, whole or not at all; `load` answers it with the same bits.
@@ -232,8 +301,9 @@ class DeferralPolicy:
             OSError: it cannot be written.
         """
         content: dict[str, Any] = {"format": "hesitant.DeferralPolicy", "version": _VERSION, **asdict(self)}
-        if math.isinf(self.threshold):
-            content["threshold"] = "inf"  # JSON has no such number
+        for name in _MAY_BE_INFINITE:
+            if math.isinf(content[name]):
+                content[name] = "inf"  # JSON has no such number
         write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     @classmethod
@@ -267,8 +337,9 @@ class DeferralPolicy:
                 f"{path} lacks {sorted(names - content.keys())} and has {sorted(content.keys() - names)} besides: "
                 "calibrate and save the policy again"
             )
-        if content["threshold"] == "inf":
-            content["threshold"] = math.inf
+        for name in _MAY_BE_INFINITE:
+            if content[name] == "inf":
+                content[name] = math.inf
         try:
             return cls(**content)
         except (TypeError, ValueError) as error:
@@ -278,6 +349,8 @@ class DeferralPolicy:
         """What it promises, and what it answered of the calibration data."""
         everything = math.isinf(self.threshold)
         rule = "answers everything" if everything else f"answers {self.score} score < {self.threshold:.4g}"
+        if math.isfinite(self.guard_threshold):
+            rule += f"{' with' if everything else ','} {self.guard_score} < {self.guard_threshold:.4g}"
         if self.max_risk is not None and self.delta is not None:
             promise = f"risk <= {self.max_risk:.4g} with probability {1 - self.delta:.4g}"
         else:

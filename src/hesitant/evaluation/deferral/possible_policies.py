@@ -6,10 +6,11 @@ from typing import Protocol
 
 from hesitant.detection import SCORES
 
-__all__ = ["check_score", "check_share", "require_possible"]
+__all__ = ["check_guard", "check_score", "check_share", "require_possible"]
 
 _LEAST_SHARE = 1e-12  # a risk that it takes 3e12 inputs to promise
 _MOST_INPUTS = 2**53
+_MAY_BE_NEGATIVE = ("energy", "ood_score")  # a detector's score is what it is
 
 
 class Figures(Protocol):
@@ -32,6 +33,12 @@ class Figures(Protocol):
     @property
     def num_errors(self) -> int | None: ...
     @property
+    def guard(self) -> float: ...
+    @property
+    def guard_score(self) -> str: ...
+    @property
+    def guard_threshold(self) -> float: ...
+    @property
     def calibration(self) -> str | None: ...
 
 
@@ -45,10 +52,17 @@ def require_possible(policy: Figures) -> None:
     for name, value in (("max_risk", policy.max_risk), ("delta", policy.delta), ("budget", policy.budget)):
         if value is not None:
             check_share(name, value)
-    _check_real("threshold", policy.threshold)
-    check_score(policy.score)
-    if not policy.threshold > -math.inf:
-        raise ValueError(f"threshold is {policy.threshold}, expected a number, or inf: calibrate the policy")
+    check_guard(policy.guard, policy.budget)
+    check_score("score", policy.score)
+    check_score("guard_score", policy.guard_score)
+    for name, threshold in (("threshold", policy.threshold), ("guard_threshold", policy.guard_threshold)):
+        _check_real(name, threshold)
+        if not threshold > -math.inf:
+            raise ValueError(f"{name} is {threshold}, expected a number, or inf: calibrate the policy")
+    if policy.guard == 0 and math.isfinite(policy.guard_threshold):
+        raise ValueError(
+            f"guard is 0 and guard_threshold {policy.guard_threshold}, expected inf: calibrate the policy with a guard"
+        )
     if (policy.max_risk is None) != (policy.delta is None) or (policy.max_risk is None) == (policy.budget is None):
         raise ValueError(
             f"max_risk is {policy.max_risk}, delta {policy.delta}, budget {policy.budget}, expected max_risk and "
@@ -72,6 +86,22 @@ def check_share(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}, expected a number from {_LEAST_SHARE:g} to below 1: 0.01 is one in 100")
 
 
+def check_guard(guard: float, budget: float | None) -> None:
+    """Checks the share that a guard hands over.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not in [0, 1), or not below the budget.
+    """
+    _check_real("guard", guard)
+    if not 0 <= guard < 1:
+        raise ValueError(f"guard is {guard}, expected a share of at least 0 and below 1: 0.05 is one in twenty")
+    if budget is not None and guard >= budget:
+        raise ValueError(
+            f"guard is {guard} and budget {budget}, expected less: the guard hands over a part of the budget"
+        )
+
+
 def _check_real(name: str, value: float) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}, expected a number: pass a float")
@@ -86,14 +116,14 @@ def _check_digest(value: str) -> None:
         raise ValueError(f"calibration is {value!r}, expected 16 hex digits or None: calibrate the policy")
 
 
-def check_score(score: str) -> None:
-    """Checks the name of a score.
+def check_score(name: str, score: str) -> None:
+    """Checks the name of a score, the argument `name`.
 
     Raises:
         ValueError: there is no such score.
     """
     if score not in SCORES:
-        raise ValueError(f"score is {score!r}, expected one of {', '.join(map(repr, SCORES))}")
+        raise ValueError(f"{name} is {score!r}, expected one of {', '.join(map(repr, SCORES))}")
 
 
 def _check_counts(policy: Figures) -> None:
@@ -111,12 +141,13 @@ def _check_counts(policy: Figures) -> None:
             f"{policy.num_calibration}, expected 0 <= errors <= accepted <= calibration, and one accepted: calibrate "
             "the policy"
         )
-    if math.isinf(policy.threshold) and policy.num_accepted < policy.num_calibration:
+    everything = math.isinf(policy.threshold) and math.isinf(policy.guard_threshold)
+    if everything and policy.num_accepted < policy.num_calibration:
         raise ValueError(
             f"threshold is inf and num_accepted {policy.num_accepted}, expected all {policy.num_calibration}: "
             "calibrate the policy"
         )
-    if policy.threshold <= 0 and policy.score != "energy":
+    if policy.threshold <= 0 and policy.score not in _MAY_BE_NEGATIVE:
         raise ValueError(
             f"threshold is {policy.threshold} and num_accepted {policy.num_accepted}, expected more than 0, which no "
             f"{policy.score} score is below: calibrate the policy"
@@ -125,7 +156,7 @@ def _check_counts(policy: Figures) -> None:
 
 def _check_promise(policy: Figures) -> None:
     """That the counts can bear it: what is necessary, without the binomial tails, which need SciPy."""
-    if policy.budget is not None:
+    if policy.budget is not None and policy.guard == 0:  # a guard hands over all that ties
         kept = policy.num_calibration + 1 - policy.budget * (policy.num_calibration + 1)
         if policy.num_accepted < kept * (1 - 1e-9):
             raise ValueError(

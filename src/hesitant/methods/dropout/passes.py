@@ -17,7 +17,7 @@ from hesitant.methods.dropout.watched_pass import WatchedPass
 from hesitant.methods.outputs import Ending, Outputs, log_probs_of, logits_of, require_kind, require_rows
 from hesitant.methods.random_state import pass_seeds
 from hesitant.methods.temperature import tempered
-from hesitant.prediction import Mixture
+from hesitant.prediction import Mixture, as_floating, two_class_logits
 
 # The largest tensor of passes that run together: half of what the cache of a CPU's core holds, or more where most
 # operations are passed over, which costs something each time; and what keeps a GPU busy.
@@ -80,20 +80,36 @@ class DropoutPasses:
     def mixture(self, batch: Batch, position: int) -> Mixture:
         """Answers the mixture of all passes."""
         answer: Mixture | None = None
-        for log_probs in self.passes(batch, position):
-            part = Mixture.of_passes(log_probs)
+        for logits in self._passes(batch, position):
+            mean = logits.mean(0) if self._outputs == "logits" else None
+            part = Mixture.of_passes(self._log_probs(logits), mean)
             answer = part if answer is None else answer.merged(part)
         assert answer is not None
         return answer
 
     def passes(self, batch: Batch, position: int) -> Iterator[Tensor]:
         """Gives the log-probabilities ``(s, B, C)`` of some passes at a time, ``num_samples`` in all."""
-        if position > 0 and not self.shared:
-            self._seeds = pass_seeds(self.num_samples, self.seed, position)
-        # Only now: a low temperature enlarges the rounding by which passes are told to run together.
-        return (tempered(log_probs, self.temperature) for log_probs in self._untempered(batch))
+        return (self._log_probs(logits) for logits in self._passes(batch, position))
+
+    @property
+    def single(self) -> bool:
+        """Whether the model answers a single logit."""
+        logits = logits_of(self.output)
+        return logits.ndim == 1 or logits.shape[-1] == 1
 
     # ---------------------------------------------------------------- inside
+
+    def _passes(self, batch: Batch, position: int) -> Iterator[Tensor]:
+        """Gives the logits ``(s, B, C)`` of some passes at a time, or log-probabilities where there are none."""
+        if position > 0 and not self.shared:
+            self._seeds = pass_seeds(self.num_samples, self.seed, position)
+        return self._untempered(batch)
+
+    def _log_probs(self, logits: Tensor) -> Tensor:
+        # Only now: a low temperature enlarges the rounding by which passes are told to run together.
+        if self._outputs == "logits":
+            return torch.log_softmax(logits if self.temperature == 1 else logits / self.temperature, -1)
+        return tempered(logits, self.temperature)
 
     def _untempered(self, batch: Batch) -> Iterator[Tensor]:
         rows = num_inputs(batch)
@@ -104,7 +120,7 @@ class DropoutPasses:
         logits = logits_of(self.output)
         done = 0
         if not self.shared:
-            yield self._log_probs(logits, rows, 1)
+            yield self._logits(logits, rows, 1)
             done = 1
         size = self._size(first)
         while done < self.num_samples and (size > 1 or self.shared or first.once >= _WORTH_KEEPING):
@@ -133,7 +149,7 @@ class DropoutPasses:
         return True
 
     def _one_by_one(self, batch: Batch, rows: int, done: int) -> Iterator[Tensor]:
-        """Gives the log-probabilities of the passes that are left, each computed whole."""
+        """Gives the logits of the passes that are left, each computed whole."""
         for start in range(done, self.num_samples, _PASSES_AT_ONCE):
             outputs, drew = [], False
             ahead = MasksAhead(self._seeds[start : start + _PASSES_AT_ONCE])
@@ -145,10 +161,10 @@ class DropoutPasses:
                     self.output = output
                     self._look_at(outputs[-1])
                 drew |= mode.drew
-            log_probs = self._log_probs(torch.cat(outputs), rows, len(outputs))
-            if start == 0 and (not drew or bool((log_probs == log_probs[:1]).all())):
+            logits = self._logits(torch.cat(outputs), rows, len(outputs))
+            if start == 0 and (not drew or bool((logits == logits[:1]).all())):
                 self._first(batch, rows)  # raises where no dropout can have a part in the answer
-            yield log_probs
+            yield logits
 
     def _alone(self, ahead: MasksAhead, index: int, batch: Batch) -> WatchedPass | LightPass:
         return self._one_pass(ahead.of(index), self._runner.guarded(batch))
@@ -167,17 +183,17 @@ class DropoutPasses:
         return first
 
     def _together(self, first: RecordedPass, batch: Batch, rows: int, times: int, done: int) -> Tensor:
-        """Answers the log-probabilities of some passes, which compute what drawn numbers reach alone."""
-        log_probs, passes = self._further(first, batch, rows, times, done, company=2)
+        """Answers the logits of some passes, which compute what drawn numbers reach alone."""
+        logits, passes = self._further(first, batch, rows, times, done, company=2)
         if times > 1 and rows not in self._verified:
             # One of them again by itself: does the model answer an input alike, whatever stands beside it?
             again = list(passes.drawn_by(times - 1))
             company = 2 if times > 2 else 3
             alone, _ = self._further(first, batch, rows, 1, done + times - 1, company=company, again=again)
-            if bool(((alone[0].exp() - log_probs[-1].exp()).abs() > _ROUNDING[self._half]).any()):
+            if bool(((alone[0].softmax(-1) - logits[-1].softmax(-1)).abs() > _ROUNDING[self._half]).any()):
                 raise OtherCourseError("the model's answer to an input depends on the others in its batch")
             self._verified.add(rows)
-        return log_probs
+        return logits
 
     def _further(
         self,
@@ -202,7 +218,7 @@ class DropoutPasses:
 
         try:
             passes, output = self._runner.run(mode, batch)
-            log_probs = self._log_probs(logits_of(output), rows, at_once)
+            logits = self._logits(logits_of(output), rows, at_once)
         except (OtherCourseError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # code that reads a placeholder's content; an error of the model's own comes again
@@ -211,7 +227,7 @@ class DropoutPasses:
             self._shared_shapes = passes.masks.shapes
         elif self.shared and passes.masks.shapes != self._shared_shapes:
             raise OtherCourseError("the inputs of one batch have other lengths than those of another")
-        return log_probs[:times], passes
+        return logits[:times], passes
 
     def _masks(self, sample: int, times: int) -> Masks:
         """Answers the masks of some passes; in a second attempt they draw alike."""
@@ -233,9 +249,13 @@ class DropoutPasses:
         self._half = logits.dtype.itemsize < 4
         require_kind(logits, self._outputs, self.model)
 
-    def _log_probs(self, output: Tensor, rows: int, times: int) -> Tensor:
+    def _logits(self, output: Tensor, rows: int, times: int) -> Tensor:
         self._require_rows(output, times * rows)
-        return log_probs_of(output, self._outputs).view(times, rows, -1)  # (s, B, C)
+        if self._outputs == "logits":
+            output = two_class_logits(as_floating("logits", output))
+        else:
+            output = log_probs_of(output, self._outputs)
+        return output.view(times, rows, -1)  # (s, B, C)
 
     def _require_rows(self, output: Tensor, rows: int) -> None:
         require_rows(output, rows, self.model)

@@ -15,8 +15,12 @@ def monte_carlo(
     num_samples: int,
     generator: torch.Generator,
     temperature: float,
+    energy: Tensor,
 ) -> Prediction:
-    """Answers the Prediction of ``num_samples`` draws of each input's logits, a few inputs at a time."""
+    """Answers the Prediction of ``num_samples`` draws of each input's logits, a few inputs at a time.
+
+    ``energy`` ``(B,)`` is that of the mean-field logits, which draws need not tell again.
+    """
     gaussian = GaussianLogits(two_class_logits(gaussian.mean), two_class_logits(gaussian.variance))
     rows = max(1, _SAMPLES_AT_ONCE // (num_samples * gaussian.mean.shape[1]))
     parts: list[Prediction] = []
@@ -28,6 +32,7 @@ def monte_carlo(
                 torch.log_softmax(part.sample(num_samples, generator) / temperature, -1),  # (S, B, C)
                 targets=None if targets is None else targets[chosen],
                 logits=part.mean,
+                energy=energy[chosen],
                 logit_variance=part.variance,
                 log=True,
             )

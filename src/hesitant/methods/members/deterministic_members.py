@@ -16,7 +16,7 @@ from hesitant.methods.outputs import Ending, Outputs, log_probs_of, logits_of, r
 from hesitant.methods.replica import in_eval_mode, replica
 from hesitant.methods.temperature import tempered
 from hesitant.methods.wrapper import Gathered, device_of, outputs_of, probed_logits
-from hesitant.prediction import as_finite
+from hesitant.prediction import Mixture, as_finite, energy_of, two_class_logits
 
 
 class DeterministicMembers:
@@ -58,6 +58,29 @@ class DeterministicMembers:
         Raises:
             ValueError: A member's logits are not ``(B, C)``, not finite, or not of the shape of the first's.
         """
+        return self._log_probs_of(self._outputs(group))
+
+    def mixture(self, group: Sequence[Batch], temperature: float) -> tuple[Mixture, Tensor | None]:
+        """Answers the members' mixture at a temperature around them, and the energy ``(N,)`` of their mean logits.
+
+        Logits and energy are before any temperature, and None where a member answers probabilities.
+
+        Raises:
+            ValueError: As :meth:`log_probs`.
+        """
+        outputs = self._outputs(group)
+        log_probs = tempered(self._log_probs_of(outputs), temperature)
+        if any(kind != "logits" for kind in self.kinds):
+            return Mixture.of_passes(log_probs), None
+        mean = torch.zeros_like(log_probs[0])
+        for output in outputs:
+            mean += two_class_logits(output).to(mean) / len(outputs)
+        single = outputs[0].ndim == 1 or outputs[0].shape[-1] == 1
+        return Mixture.of_passes(log_probs, mean), energy_of(mean, single=single)
+
+    # ---------------------------------------------------------------- inside
+
+    def _outputs(self, group: Sequence[Batch]) -> Sequence[Tensor]:
         outputs = self._outputs_as_one(group)
         if outputs is None:
             outputs = [
@@ -65,6 +88,9 @@ class DeterministicMembers:
                 for network, kind in zip(self._asked, self.kinds, strict=True)
             ]
             self._ending.seen = True
+        return outputs
+
+    def _log_probs_of(self, outputs: Sequence[Tensor]) -> Tensor:
         answers = [
             tempered(self._log_probs(index, output), temperature)
             for index, (temperature, output) in enumerate(zip(self.temperatures, outputs, strict=True))
