@@ -66,7 +66,9 @@ def _percent(share: float) -> str:
 def _warn_of_lost_gain(norm_bound: float, shrinkages: dict[str, Shrinkage], num_unseen: int) -> None:
     share = math.prod(shrinkage.factor for shrinkage in shrinkages.values())
     shrinking = sorted((s.factor, name, s.sigma) for name, s in shrinkages.items() if s.factor < 1)
-    most = "; ".join(f"{name or 'the model'} from {sigma:.3g} to {sigma * f:.3g}" for f, name, sigma in shrinking[:_NAMED])
+    most = "; ".join(
+        f"{name or 'the model'} from {sigma:.3g} to {sigma * f:.3g}" for f, name, sigma in shrinking[:_NAMED]
+    )
     unseen = f" ({num_unseen} convolutions have seen no input and are not counted)" if num_unseen else ""
     warnings.warn(
         f"norm_bound={norm_bound} is about to shrink {len(shrinking)} of {len(shrinkages)} layers{unseen}. The product"
