@@ -14,7 +14,7 @@ from hesitant.methods.gaussian_head import (
     counted_features,
     find_classifier,
     fingerprint,
-    idle_copies,
+    gaussian_process_in,
     monte_carlo,
     only_call,
     repeating,
@@ -167,19 +167,7 @@ class SNGP(ModelWrapper):
     @property
     def _place(self) -> tuple[str, RandomFeatureGaussianProcess]:
         """The path of the Gaussian process within the model, and itself."""
-        try:
-            gp = self.model.get_submodule(self.classifier_name)
-        except AttributeError:
-            gp = self.model
-        if isinstance(gp, RandomFeatureGaussianProcess):
-            return self.classifier_name, gp
-        idle = idle_copies(self.model)
-        for path, module in self.model.named_modules():
-            if isinstance(module, RandomFeatureGaussianProcess) and id(module) not in idle:
-                return path, module
-        raise RuntimeError(
-            f"{type(self.model).__name__} has no Gaussian process any more: something has taken the classifier out."
-        )
+        return gaussian_process_in(self.model, self.classifier_name)
 
     @property
     def covariance_state(self) -> CovarianceState:

@@ -7,7 +7,7 @@ model makes of its classifier's logits, by which a variance is carried to the an
 ``methods/sngp.py`` calls them.
 """
 
-from hesitant.methods.gaussian_head.classifier import find_classifier, idle_copies
+from hesitant.methods.gaussian_head.classifier import find_classifier, gaussian_process_in
 from hesitant.methods.gaussian_head.continuation import continuation, only_call
 from hesitant.methods.gaussian_head.covariance_pass import summed_contributions
 from hesitant.methods.gaussian_head.draws import monte_carlo
@@ -19,7 +19,7 @@ __all__ = [
     "counted_features",
     "find_classifier",
     "fingerprint",
-    "idle_copies",
+    "gaussian_process_in",
     "monte_carlo",
     "only_call",
     "repeating",

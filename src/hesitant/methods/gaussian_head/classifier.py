@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hesitant.methods.gaussian_head.logit_makers import makers_in_a_run, makers_in_a_trace
+from hesitant.nn import RandomFeatureGaussianProcess
 
 # What the libraries call a classifier, and nobody else anything but one.
 _NAMES_OF_CLASSIFIERS = ("classifier", "cls_classifier", "score")
@@ -38,7 +39,7 @@ def find_classifier(model: nn.Module, name: str | None = None, example_input: An
         ValueError: The name is no Linear of the model, the classifier cannot be told from the model alone, or an
             adapter is around it.
     """
-    idle = idle_copies(model)
+    idle = _idle_copies(model)
     linears = {
         path: module
         for path, module in model.named_modules()
@@ -172,7 +173,32 @@ def _active_copies(module: nn.Module) -> list[nn.Module]:
     return running
 
 
-def idle_copies(model: nn.Module) -> set[int]:
+def gaussian_process_in(model: nn.Module, name: str) -> tuple[str, RandomFeatureGaussianProcess]:
+    """Answers the path of the Gaussian process that took a classifier's place, and itself.
+
+    Args:
+        model: Where it is, wherever adapters have put it since; or it itself.
+        name: Of the classifier.
+
+    Raises:
+        RuntimeError: It is there no longer.
+    """
+    try:
+        gp = model.get_submodule(name)
+    except AttributeError:
+        gp = model
+    if isinstance(gp, RandomFeatureGaussianProcess):
+        return name, gp
+    idle = _idle_copies(model)
+    for path, module in model.named_modules():
+        if isinstance(module, RandomFeatureGaussianProcess) and id(module) not in idle:
+            return path, module
+    raise RuntimeError(
+        f"{type(model).__name__} has no Gaussian process any more: something has taken the classifier out."
+    )
+
+
+def _idle_copies(model: nn.Module) -> set[int]:
     """Answers the ids of the modules that stand in the model and never run, as another copy does."""
     idle: set[int] = set()
     for module in model.modules():
