@@ -312,7 +312,6 @@ ALL = [*ENCODER, "bert.pooler.dense", "head"]
         ({"exclude": {"encoder", "lstm"}}, ALL[4:]),
         ({"exclude": "bert.*"}, ["head"]),
     ],
-    ids=str,
 )
 def test_layers_are_chosen(options, expected):
     normalizer = SpectralNormalizer(Classifier(), **options)
@@ -336,7 +335,6 @@ def test_a_full_name_means_this_module_and_no_other():
         ({"exclude": [nn.Linear(2, 2)]}, TypeError, "exclude holds a Linear: expected the name of a module"),
         ({"exclude": 3}, TypeError, "exclude holds a int: expected the name of a module"),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_what_matches_nothing_is_an_error_that_says_what_there_is(options, error, message):
     with pytest.raises(error, match=message):
