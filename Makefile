@@ -7,6 +7,9 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-stamp
 CONSTRAINTS := constraints.txt constraints-py310.txt
 PYTEST_ARGS ?=
+# Set, the tests that take seconds are to take so many of the branches, too; it costs half as much time again.
+COVERAGE ?=
+COVERED := --cov --cov-report=term-missing:skip-covered --cov-fail-under=96
 # Where the real data sets lie, as torchvision would lay them out.
 IMAGES := data/MNIST/raw data/FashionMNIST/raw
 
@@ -101,14 +104,14 @@ docs: $(STAMP) ## build the site into docs/_build/html; a warning or a broken li
 
 # One thread a worker: two processes of many threads each would fight for the cores.
 test-fast: $(STAMP) ## the tests that take seconds
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 $(if $(COVERAGE),$(COVERED)) $(PYTEST_ARGS)
 
 # A file's tests go to one worker, and share what they have built. pytest exits 5 where no test is marked slow.
 test-slow: $(STAMP) $(IMAGES) ## the tests that take longer
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist loadfile --durations=10 $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
-coverage: $(STAMP) ## the tests that take seconds, and which lines and branches no one of them takes
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 $(PYTEST_ARGS)
+coverage: ## the tests that take seconds, and which lines and branches none of them takes
+	$(MAKE) test-fast COVERAGE=1
 
 bench: $(STAMP) $(IMAGES) ## make every figure of the docs again
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script"; done
