@@ -153,7 +153,9 @@ def test_groups_of_one_shape_equal_one_by_one():
     for name, layer in alone.named_modules():
         if name in vectors:
             single = SpectralNormalizer(layer, 0.3, power_iterations=3, generator=seeded(2))
-            single._input_sizes.update({"": together._input_sizes[name]} if name in together._input_sizes else {})
+            single._memory.input_sizes.update(
+                {"": together._memory.input_sizes[name]} if name in together._memory.input_sizes else {}
+            )
             single.set_vectors("", vectors[name])
             single.project()
             torch.testing.assert_close(model.get_submodule(name).weight, layer.weight)
@@ -320,7 +322,7 @@ def test_inputs_of_every_length_do_not_fill_the_memory():
     for size in range(5, 60):
         bounded(randn(1, 1, size))
     bounded.normalizer.project()
-    assert sum(len(known) for known in bounded.normalizer._vectors.values()) <= 8
+    assert sum(len(known) for known in bounded.normalizer._memory.vectors.values()) <= 8
 
 
 def test_gradients_are_not_tracked_and_the_global_generator_is_left_alone(net):
@@ -423,7 +425,7 @@ def test_a_convolution_called_with_its_input_by_name_is_bounded():
     normalizer.project()
     assert normalizer.norms()[""] == pytest.approx(0.1, rel=0.02)
     layer(randn(2, 5, 5))  # without a batch axis: the same size
-    assert normalizer._input_sizes[""] == (5, 5)
+    assert normalizer._memory.input_sizes[""] == (5, 5)
 
 
 def test_zero_kernels_stay_zero_and_finite():
@@ -574,8 +576,8 @@ def test_a_copy_projects_its_own_weights(net, how, when):
     if x.ndim == 4:  # the copy's convolutions tell the copy of their sizes, and nobody else
         trunk = twin.model[:5]
         trunk(randn(1, 3, 21, 21))
-        assert twin.normalizer._input_sizes["0"] == (21, 21)
-        assert bounded.normalizer._input_sizes["0"] == (13, 13)
+        assert twin.normalizer._memory.input_sizes["0"] == (21, 21)
+        assert bounded.normalizer._memory.input_sizes["0"] == (13, 13)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from hesitant.nn.bound_table import BoundTable, LayerBound
 from hesitant.nn.bound_warnings import GainWatch, Shrinkage, warn_of_no_bound
 from hesitant.nn.bounded_layers import find_layers
 from hesitant.nn.compilation import run_eagerly
-from hesitant.nn.initial_norms import SIZES_KEPT, ForgetInitialNorm, InitialNorms
+from hesitant.nn.initial_norms import ForgetInitialNorm
 from hesitant.nn.layer_group import NEVER, LayerGroup, ProjectionStep, bit_checksum, refuse_sharded, shrink, stack
+from hesitant.nn.layer_memory import LayerMemory
 from hesitant.nn.layer_operator import ConvNorm, NoteInputSize, operator_of
 from hesitant.nn.layer_selection import LayerSelection
 from hesitant.nn.power_iteration import (
@@ -124,20 +125,17 @@ class SpectralNormalizer(nn.Module):
         self._layers, self.unbounded = find_layers(model, only, exclude)
         if not self._layers and set(self.unbounded.values()) - {"excluded"}:
             warn_of_no_bound(self.unbounded)
-        self._input_sizes: dict[str, tuple[int, ...]] = {}
-        self._vectors: dict[str, dict[tuple[int, ...], Tensor]] = {}  # by layer and output size, the latest last
-        self._checksums: dict[str, Tensor] = {}
+        self._memory = LayerMemory()
         self._groups: list[LayerGroup] = []
         self._grouped_as: Any = None
         self._sizeless: list[str] = []  # convolutions that have seen no input
-        self._initial = InitialNorms()
         self._gain = GainWatch()
         for name, layer in self._layers.items():
-            layer.register_load_state_dict_post_hook(ForgetInitialNorm(self._initial, name))
+            layer.register_load_state_dict_post_hook(ForgetInitialNorm(self._memory.initial, name))
         if conv_norm != "reshaped":
             for name, layer in self._layers.items():
                 if isinstance(layer, _ConvNd):
-                    layer.register_forward_pre_hook(NoteInputSize(self._input_sizes, name), with_kwargs=True)
+                    layer.register_forward_pre_hook(NoteInputSize(self._memory.input_sizes, name), with_kwargs=True)
 
     @run_eagerly
     @torch.no_grad()
@@ -161,7 +159,7 @@ class SpectralNormalizer(nn.Module):
                 if step is not None:
                     shrink(group, step)
             for name in self._sizeless:
-                self._checksums[name] = bit_checksum(stack([cast(nn.Parameter, self._layers[name].weight)]))[0]
+                self._memory.checksums[name] = bit_checksum(stack([cast(nn.Parameter, self._layers[name].weight)]))[0]
 
     @run_eagerly
     @torch.no_grad()
@@ -171,7 +169,9 @@ class SpectralNormalizer(nn.Module):
         To be called after a forward and before the optimizer's step: the forward shows the sizes, the step moves the
         weights. :class:`~hesitant.SNGP` does so. A bound that is given needs none.
         """
-        if self.norm_bound == "initial" and not all(self._initial.knows(*seen) for seen in self._input_sizes.items()):
+        if self.norm_bound == "initial" and not all(
+            self._memory.initial.knows(*seen) for seen in self._memory.input_sizes.items()
+        ):
             self._regroup()
 
     def bounds(self) -> BoundTable:
@@ -252,13 +252,20 @@ class SpectralNormalizer(nn.Module):
         weights = {name: cast(nn.Parameter, layer.weight) for name, layer in self._layers.items()}
         lazy = {name for name, weight in weights.items() if is_lazy(weight)}
         grouped_as: list[Any] = [
-            (id(weight), weight.dtype, weight.device, weight.requires_grad, name in lazy, self._input_sizes.get(name))
+            (
+                id(weight),
+                weight.dtype,
+                weight.device,
+                weight.requires_grad,
+                name in lazy,
+                self._memory.input_sizes.get(name),
+            )
             for name, weight in weights.items()
         ]
-        grouped_as.append((self.norm_bound, self._initial.revision))
+        grouped_as.append((self.norm_bound, self._memory.initial.revision))
         if grouped_as == self._grouped_as:
             return
-        self._keep_vectors()
+        self._memory.keep(self._groups, self._layers)
         by_shape: dict[Any, list[str]] = {}
         self._sizeless = []
         for name, weight in weights.items():
@@ -278,7 +285,7 @@ class SpectralNormalizer(nn.Module):
         with torch.no_grad():
             weight = stack(parameters)
             shape = operator.output_shape(weight)
-            known = [self._vectors.get(name, {}).get(shape) for name in names]
+            known = [self._memory.vectors.get(name, {}).get(shape) for name in names]
             # Known ones as they are: to normalise them again would change their bits.
             u = torch.stack(
                 [
@@ -287,16 +294,16 @@ class SpectralNormalizer(nn.Module):
                 ]
             )
             never = torch.tensor(NEVER)
-            checksum = torch.stack([self._checksums.get(name, never).to(weight.device) for name in names])
+            checksum = torch.stack([self._memory.checksums.get(name, never).to(weight.device) for name in names])
             group = LayerGroup(names, parameters, operator, u, checksum, bound=u.new_zeros(len(names)))
-            size = self._size(names[0])
+            size = self._memory.size(names[0])
             with torch.autocast(weight.device.type, enabled=False):
-                if self.norm_bound == "initial" and not all(self._initial.knows(name, size) for name in names):
+                if self.norm_bound == "initial" and not all(self._memory.initial.knows(name, size) for name in names):
                     self._take_initial_norms(group, weight, size)
                 elif self.warm_up_iterations and any(vector is None for vector in known):
                     group.sigma, group.u, group.v = self._iterate(operator, weight, u, self.warm_up_iterations)
             given = None if isinstance(self.norm_bound, str) else self.norm_bound
-            group.bound = u.new_tensor([given or self._initial.bound(name, size) for name in names])
+            group.bound = u.new_tensor([given or self._memory.initial.bound(name, size) for name in names])
         return group
 
     def _take_initial_norms(self, group: LayerGroup, weight: Tensor, size: tuple[int, ...]) -> None:
@@ -304,26 +311,22 @@ class SpectralNormalizer(nn.Module):
         group.sigma, group.u, group.v = converged_norm(group.operator, weight, group.u, iterations)
         now = bit_checksum(weight)
         for i, (name, sigma) in enumerate(zip(group.names, group.sigma.tolist(), strict=True)):
-            first = self._initial.first(name)
+            first = self._memory.initial.first(name)
             if first is None:
-                self._initial.note(name, size, sigma)
+                self._memory.initial.note(name, size, sigma)
                 group.checksum[i] = now[i]  # as they are, weights that came with it are within the bound
-            elif not self._initial.knows(name, size):
+            elif not self._memory.initial.knows(name, size):
                 # The weights may have moved since; how much more a size lets them stretch has hardly.
                 there = self._operator(name, first[0])
                 assert there is not None
                 one = weight[i : i + 1]
                 start = first_vector(self._seed, name, there.output_shape(one)).to(one).unsqueeze(0)
                 before = float(converged_norm(there, one, start, iterations)[0])
-                self._initial.note(name, size, first[1] * sigma / before if before else first[1])
-
-    def _size(self, name: str) -> tuple[int, ...]:
-        """Answers what the norm of a layer depends on beside its weight."""
-        return self._input_sizes.get(name, ())
+                self._memory.initial.note(name, size, first[1] * sigma / before if before else first[1])
 
     def _operator(self, name: str, size: tuple[int, ...] | None = None) -> StackedOperator | None:
         """Answers the operator of a layer at its latest size unless one is given; None if it has seen no input."""
-        return operator_of(self._layers[name], size or self._input_sizes.get(name), self.conv_norm)
+        return operator_of(self._layers[name], size or self._memory.input_sizes.get(name), self.conv_norm)
 
     def _iterate(
         self, operator: StackedOperator, weight: Tensor, u: Tensor, num_iterations: int
@@ -359,41 +362,20 @@ class SpectralNormalizer(nn.Module):
                 shrinkages |= {name: Shrinkage(sigma, factor) for name, sigma, factor, moved in measured if moved}
         self._gain.add(norm_bound, shrinkages, len(self._sizeless))
 
-    def _keep_vectors(self) -> None:
-        for group in self._groups:
-            shape = tuple(group.u.shape[1:])
-            for name, weight, u, checksum in zip(group.names, group.weights, group.u, group.checksum, strict=True):
-                if name not in self._layers or self._layers[name].weight is not weight:
-                    self._vectors.pop(name, None)  # another weight stands there: its vectors are warmed up anew
-                    self._checksums.pop(name, None)
-                    continue
-                known = self._vectors.setdefault(name, {})
-                known.pop(shape, None)
-                known[shape] = u.clone()
-                if len(known) > SIZES_KEPT:
-                    known.pop(next(iter(known)))
-                self._checksums[name] = checksum.clone()
-
     def _device_type(self) -> str:
         return self._groups[0].u.device.type if self._groups else "cpu"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpectralNormalizer":
         # The vectors follow the weights, which may be moved after this: the next projection groups them anew.
-        self._keep_vectors()
+        self._memory.keep(self._groups, self._layers)
         self._groups, self._grouped_as = [], None
         return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        self._keep_vectors()
-        for name, known in self._vectors.items():
-            destination[f"{prefix}u.{name}"] = next(reversed(known.values()))
-        for name, checksum in self._checksums.items():
-            destination[f"{prefix}checksum.{name}"] = checksum
-        for name, size in self._input_sizes.items():
-            destination[f"{prefix}input_size.{name}"] = torch.tensor(size)
-        for name, rows in self._initial.tensors().items():
-            destination[f"{prefix}initial_norm.{name}"] = rows
+        self._memory.keep(self._groups, self._layers)
+        for name, tensor in self._memory.tensors().items():
+            destination[f"{prefix}{name}"] = tensor
 
     def _load_from_state_dict(
         self,
@@ -405,19 +387,7 @@ class SpectralNormalizer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        rest: dict[str, Any] = {}
-        for key, value in state_dict.items():
-            kind, _, name = key.removeprefix(prefix).partition(".") if key.startswith(prefix) else ("", "", "")
-            if kind == "u":
-                self._vectors[name] = {tuple(value.shape): value.clone()}
-            elif kind == "checksum":
-                self._checksums[name] = value.clone()
-            elif kind == "input_size":
-                self._input_sizes[name] = tuple(value.tolist())
-            elif kind == "initial_norm":
-                self._initial.load(name, value)
-            else:
-                rest[key] = value
+        rest = self._memory.load(state_dict, prefix)
         self._groups, self._grouped_as = [], None
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
