@@ -84,7 +84,8 @@ def test_logits_and_variance_are_those_of_the_layer() -> None:
     expected = (phi * torch.linalg.solve(method.gp.precision, phi.T).T).sum(1)
     torch.testing.assert_close(prediction.logit_variance[:, 0].double(), expected, rtol=1e-4, atol=1e-6)
     assert bool((prediction.logit_variance == prediction.logit_variance[:, :1]).all())
-    torch.testing.assert_close(prediction.logits.double(), phi @ method.gp.beta.detach().double(), rtol=1e-4, atol=1e-5)
+    logits = phi @ method.gp.output_weights.detach().double()
+    torch.testing.assert_close(prediction.logits.double(), logits, rtol=1e-4, atol=1e-5)
     scaled = prediction.logits / torch.sqrt(1 + torch.pi / 8 * prediction.logit_variance)
     torch.testing.assert_close(prediction.probs, scaled.softmax(-1))
 
@@ -284,7 +285,7 @@ def test_training_forward_answers_plain_logits() -> None:
     method = fitted(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
     phi = features(method, X)
     logits = method.train()(X)
-    torch.testing.assert_close(logits.double(), phi @ method.gp.beta.double(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits.double(), phi @ method.gp.output_weights.double(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::hesitant.nn.SpectralBoundWarning")
@@ -415,7 +416,7 @@ def test_loaded_weights_are_noticed_by_predict_and_by_forward(load: Callable[[SN
     with pytest.warns(UserWarning, match="stale"):
         plain = method.eval()(X)
     phi = features(method, X)
-    torch.testing.assert_close(plain.double(), phi @ method.gp.beta.double(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.double(), phi @ method.gp.output_weights.double(), rtol=1e-4, atol=1e-5)
     with pytest.raises(CovarianceError, match="stale"):
         method.predict(X)
 

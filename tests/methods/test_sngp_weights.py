@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hesitant import SNGP, fit
-from hesitant.methods import sngp as sngp_module
+from hesitant.methods.gaussian_head import fitted_weights
 from hesitant.nn import CovarianceError
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -103,13 +103,13 @@ def test_a_step_of_another_model_moves_nothing() -> None:
 @pytest.fixture
 def hashes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The times that all weights have been read."""
-    read, times = sngp_module.fingerprint, []
+    read, times = fitted_weights.fingerprint, []
 
     def counted(model: nn.Module, without: str) -> int:
         times.append(1)
         return read(model, without=without)
 
-    monkeypatch.setattr(sngp_module, "fingerprint", counted)
+    monkeypatch.setattr(fitted_weights, "fingerprint", counted)
     return times  # type: ignore[return-value]
 
 

@@ -60,13 +60,13 @@ def test_the_first_training_data_decides():
         lambda gp, x: gp(x),
         lambda gp, x: gp.update(x),
         lambda gp, x: gp.eval().contribution(x),
-        lambda gp, x: gp.decide_kernel_scale(x),
+        lambda gp, x: gp.decide(x),
     ):
         gp, x = layer(), inputs()
         decide(gp, x)
         assert gp.kernel_scale == pytest.approx(median(x), rel=1e-12)
         gp.train()(10 * x)
-        gp.decide_kernel_scale(10 * x)
+        gp.decide(10 * x)
         assert gp.kernel_scale == pytest.approx(median(x), rel=1e-12)
 
 

@@ -49,8 +49,9 @@ def sngp(model: nn.Module, **options: Any) -> SNGP:
 
 
 def fit(model: nn.Module, epochs: int, data: Any = DATA, **options: Any) -> hesitant.History:
+    # A constant rate: runs are broken off here by asking for fewer epochs.
     defaults: dict[str, Any] = {"batch_size": 16, "device": "cpu", "progress": False, "learning_rate": 0.02}
-    return hesitant.fit(model, data, epochs=epochs, **defaults | options)
+    return hesitant.fit(model, data, epochs=epochs, **{"scheduler": None} | defaults | options)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -34,7 +34,8 @@ def sngp(**options: Any) -> SNGP:
 
 
 def fit(model: nn.Module, data: Any = DATA, **options: Any) -> hesitant.History:
-    return hesitant.fit(model, data, **{"epochs": 3, "batch_size": 16, "device": "cpu", "progress": False, **options})
+    defaults = {"epochs": 3, "batch_size": 16, "device": "cpu", "progress": False, "scheduler": None}
+    return hesitant.fit(model, data, **{**defaults, **options})
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -154,7 +155,9 @@ def test_accumulated_batches_are_one_larger_batch() -> None:
     def in_order(size: int) -> Any:
         return DataLoader(DATA, batch_size=size)
 
-    once, often = (sngp(model=mlp(dropout=0.0), l2_penalty=0.1, kernel_scale=2.7) for _ in range(2))
+    # A parametrization is decided by a first batch, and these are of different sizes.
+    options: dict[str, Any] = {"l2_penalty": 0.1, "kernel_scale": 2.7, "parametrization": "standard"}
+    once, often = (sngp(model=mlp(dropout=0.0), **options) for _ in range(2))
     fit(once, in_order(32), optimizer=sgd)
     fit(often, in_order(8), optimizer=sgd, gradient_accumulation_steps=4)
     for name, parameter in once.named_parameters():
@@ -236,7 +239,7 @@ def test_a_schedule_and_clipping_take_part() -> None:
     method = sngp()
     fit(method, scheduler=schedule, max_grad_norm=1e-3)
     assert seen == [0, 1, 2, 3]
-    frozen = sngp(norm_bound=None)
+    frozen = sngp(norm_bound=None, parametrization="standard")
     start = weights(frozen)
     fit(frozen, optimizer=lambda p: torch.optim.SGD(p, lr=1.0), max_grad_norm=1e-9)
     for name, parameter in frozen.named_parameters():

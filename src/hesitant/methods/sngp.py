@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from hesitant.inputs import Batch, as_class_targets, batches
 from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.gaussian_head import (
+    FittedWeights,
+    ReplacedClassifier,
     continuation,
     counted_features,
     find_classifier,
-    fingerprint,
     gaussian_process_in,
     monte_carlo,
     only_call,
@@ -36,14 +37,14 @@ from hesitant.nn import (
     NormBound,
     RandomFeatureGaussianProcess,
     SpectralNormalizer,
-    WeightsLoaded,
-    WeightWatch,
     exporting,
     recorded,
     run_eagerly,
 )
 from hesitant.prediction import Prediction
 
+_GP_OPTIONS = {"kernel_scale": "median", "random_features": "orthogonal", "parametrization": "linear"}
+_MANY = 100, 1024  # classes, or features, beyond which 1,024 random features are too few
 _FACTOR_KEY = "mean_field_factor"
 _SUSPICIOUS = (
     "export: the covariance may be stale, for something may have moved the weights since it was fitted. Ask for"
@@ -104,14 +105,15 @@ class SNGP(ModelWrapper):
         temperature: What divides the mean-field logits, and each draw, in eval mode (see :attr:`temperature`). The
             ``logits`` and the ``logit_variance`` of a prediction are those of the posterior, before it.
         outputs: ``"probabilities"`` for a model that ends in a softmax or a sigmoid, else ``"logits"``.
-        gp_options: Options of :class:`~hesitant.nn.RandomFeatureGaussianProcess`, such as ``num_inducing``,
-            ``kernel_scale`` (here ``"median"`` unless given), ``ridge_penalty``, ``momentum``, ``mean_field_factor``.
+        gp_options: Options of :class:`~hesitant.nn.RandomFeatureGaussianProcess`, such as ``ridge_penalty``,
+            ``momentum``, ``mean_field_factor``. Unless given, ``num_inducing`` is 2,048 for more than 100 classes or
+            1,024 features and else 1,024, ``kernel_scale`` ``"median"``, ``random_features`` ``"orthogonal"``, and
+            ``parametrization`` ``"linear"``.
 
     Raises:
         ValueError: The classifier cannot be told, or an option is out of its range.
     """
 
-    fitted_fingerprint: Tensor
     _factor_before: tuple[float | None] | None = None  # the mean-field factor before a calibration
 
     def __init__(
@@ -129,30 +131,30 @@ class SNGP(ModelWrapper):
         outputs: Outputs = "logits",
         **gp_options: Any,
     ) -> None:
-        self._refuse_wrapped(model)
         if norm_bound is None and (only is not None or exclude):
             raise ValueError("only and exclude choose the layers to bound, and norm_bound=None bounds none.")
         name = find_classifier(model, classifier, example_input)
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        gp = RandomFeatureGaussianProcess(
-            linear.in_features, linear.out_features, generator=generator, **{"kernel_scale": "median", **gp_options}
-        ).to(device=linear.weight.device, dtype=linear.weight.dtype)
+        many = linear.out_features > _MANY[0] or linear.in_features > _MANY[1]
+        options = {"num_inducing": 2048 if many else 1024, **_GP_OPTIONS, **gp_options}
+        gp = RandomFeatureGaussianProcess(linear.in_features, linear.out_features, generator=generator, **options).to(
+            device=linear.weight.device, dtype=linear.weight.dtype
+        )
         for alias in [
             path for path, module in model.named_modules(remove_duplicate=False) if module is linear and path
         ]:
             model.set_submodule(alias, gp)
         super().__init__(model if name else gp, temperature=temperature, outputs=outputs)
         self.classifier_name = name
+        self._replaced = ReplacedClassifier(linear)
         self.spectral_normalizer = (
             None
             if norm_bound is None
             else SpectralNormalizer(model, norm_bound, conv_norm=conv_norm, only=only, exclude=exclude)
         )
-        self.register_buffer("fitted_fingerprint", torch.zeros((), dtype=torch.int64))
-        self._watch = WeightWatch()
-        for module in self.modules():
-            module.register_load_state_dict_post_hook(WeightsLoaded(self._watch))
+        self.fitted_weights = FittedWeights()
+        self.fitted_weights.look_at_what_is_loaded(self)
         self.register_load_state_dict_post_hook(_factor_what_was_loaded)
         # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
         self._ddp_params_and_buffers_to_ignore = [
@@ -180,7 +182,7 @@ class SNGP(ModelWrapper):
         if not self.training:
             if not torch.compiler.is_compiling():
                 self._verify()
-            elif self._watch.raised and self.gp.laplace.state == "fitted":
+            elif self.fitted_weights.watch.raised and self.gp.laplace.state == "fitted":
                 if exporting():
                     raise CovarianceError(_SUSPICIOUS)
                 self._verify()
@@ -197,12 +199,16 @@ class SNGP(ModelWrapper):
         running = gp.laplace.momentum is not None
         if not gp.beta.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             warnings.warn(_FROZEN, FrozenHeadWarning, stacklevel=5)
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not (running or gp.scale.is_open):
+        if (
+            not torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or not (running or gp.is_open or gp.scale.follows)
+        ):
             return self.model(*args, **kwargs)
         # Plain, for the layer alone would count padding too.
         with recorded(plain=running, decides=True) as calls:
             output = self.model(*args, **kwargs)
-        if running and gp.scale.is_decided():
+        if running and not gp.is_open:
             for call in calls:
                 gp.update(counted_features(self.model, call, output, args, kwargs))
         return output
@@ -248,6 +254,24 @@ class SNGP(ModelWrapper):
         """Answers the L2 penalty on the output weights, to be added to the training loss."""
         return self.gp.regularization_loss()
 
+    def start_from_classifier(self, data: Any, *, batch_size: int | None = None, seed: int = 0) -> bool:
+        """Lets a Gaussian process that is still as it was drawn answer what the classifier that it replaced would.
+
+        Its output weights are set by least squares on up to ``4 M`` training inputs: a trained model that was wrapped
+        answers nearly as it did, without a step. Where there are targets to tell that the classifier is no better than
+        the uniform distribution, it was not trained, and is forgotten. :func:`hesitant.fit` and :meth:`fit_covariance`
+        do this by themselves.
+
+        Args:
+            data: As for :func:`hesitant.fit`.
+            batch_size: Inputs in one forward pass, where the data has no batches of its own.
+            seed: Of their order.
+
+        Returns:
+            Whether the Gaussian process was as it was drawn, and now answers so.
+        """
+        return self._replaced.start(self.model, self.gp, data, self.outputs, batch_size, seed)
+
     def fit_covariance(self, data: Any, *, batch_size: int | None = None) -> None:
         """Fits the covariance to the training data: one exact pass, without gradients or dropout, from scratch.
 
@@ -274,10 +298,10 @@ class SNGP(ModelWrapper):
             self.spectral_normalizer.project(
                 num_iterations=max(1, self.spectral_normalizer.warm_up_iterations), force=True
             )
+        self.start_from_classifier(data, batch_size=batch_size)
         product, count = summed_contributions(self.model, gp, data, batch_size)
         gp.replace_covariance(product, count)
-        self.fitted_fingerprint.fill_(self._fingerprint())
-        self._watch.trusts(self.model, self._laplace_prefix())
+        self.fitted_weights.note(self.model, self._laplace_prefix())
 
     def predict(
         self,
@@ -385,23 +409,8 @@ class SNGP(ModelWrapper):
 
     @run_eagerly
     def _verify(self) -> None:
-        """Marks the covariance stale if the weights are not, to the bit, those that it was fitted with.
-
-        All weights are read only where something may have moved them: see :class:`WeightWatch` for what it sees.
-        """
-        laplace, prefix = self.gp.laplace, self._laplace_prefix()
-        exact = laplace.state == "fitted" and laplace.momentum is None
-        if exact and self._watch.suspects(self.model, prefix):
-            self._mark_if_moved()  # before the suspicion is laid down: another thread must not answer meanwhile
-            self._watch.trusts(self.model, prefix)
-            self._mark_if_moved()  # by who wrote between the two
-
-    def _mark_if_moved(self) -> None:
-        if self.gp.laplace.state == "fitted" and int(self.fitted_fingerprint) != self._fingerprint():
-            self.gp.laplace.mark_stale()
-
-    def _fingerprint(self) -> int:
-        return fingerprint(self.model, without=self._laplace_prefix())
+        """Marks the covariance stale if the weights are not, to the bit, those that it was fitted with."""
+        self.fitted_weights.settle(self.model, self.gp.laplace, self._laplace_prefix())
 
     def _laplace_prefix(self, prefix: str = "") -> str:
         path = self._place[0]
@@ -411,9 +420,8 @@ class SNGP(ModelWrapper):
         # A cast rounds the weights and is no training: what was fitted before it is fitted after it.
         held = self.covariance_state == "fitted"
         super()._apply(fn, recurse)
-        if held and not self.fitted_fingerprint.is_meta:
-            self.fitted_fingerprint.fill_(self._fingerprint())
-            self._watch.trusts(self.model, self._laplace_prefix())
+        if held and not self.fitted_weights.fingerprint.is_meta:
+            self.fitted_weights.note(self.model, self._laplace_prefix())
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -427,14 +435,6 @@ class SNGP(ModelWrapper):
         factor = taken(state_dict, prefix + _FACTOR_KEY, args)
         if factor is not None:
             self.calibrate_factor(factor if factor >= 0 else None)
-
-    @staticmethod
-    def _refuse_wrapped(model: Any) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
-        for name, module in model.named_modules():
-            if isinstance(module, RandomFeatureGaussianProcess):
-                raise ValueError(f"model has a Gaussian process already, at {name!r}: wrap the plain model.")
 
 
 def _factor_what_was_loaded(module: nn.Module, incompatible_keys: Any) -> None:

@@ -7,6 +7,7 @@ weights (``bounded_layers``, ``layer_selection``, ``initial_norms``, ``power_ite
 Names imported ``as`` themselves are for other rooms, not for users.
 """
 
+from hesitant.nn.bit_sum import bit_sum as bit_sum
 from hesitant.nn.bound_table import BoundTable, LayerBound
 from hesitant.nn.bound_warnings import SpectralBoundWarning
 from hesitant.nn.compilation import exporting as exporting

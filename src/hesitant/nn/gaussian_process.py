@@ -15,7 +15,7 @@ from hesitant.nn.gaussian_logits import GaussianLogits
 from hesitant.nn.laplace import CovarianceFit, CovarianceState, LaplaceCovariance, described, unfitted_error
 from hesitant.nn.likelihood import MEAN_FIELD, Likelihood, check_likelihood, data_weights
 from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
-from hesitant.nn.random_feature_layer import RandomFeatureLayer
+from hesitant.nn.random_feature_layer import Parametrization, RandomFeatureLayer
 from hesitant.nn.random_features import RandomFeatureKind
 from hesitant.nn.recording import GaussianProcessCall, current_recording
 
@@ -61,16 +61,19 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
         kernel: ``"gaussian"``, or ``"linear"``, where phi(x) = x, scaled as random features are.
         kernel_scale: Squared length scale of the kernel, or ``"median"``: the median squared distance within the first
             training data, a training forward with gradients or an :meth:`update`. Until two different inputs have come
-            it is ``in_features``.
+            it is ``in_features``. ``"running_median"`` follows the inputs while the network before it trains.
         train_kernel_scale: Whether the optimizer learns the kernel scale (as its logarithm).
         normalize_input: Whether inputs go through a (trainable) LayerNorm first.
         random_features: ``"gaussian"``, or ``"orthogonal"`` block by block.
         random_features_std: Standard deviation of W.
         activation: What makes features of the projection; ``torch.relu`` gives an arc-cosine kernel.
         scale_random_features: Whether features carry sqrt(2/M), so that the prior variance is about 1.
+        parametrization: ``"standard"``: beta are the output weights themselves, and want a learning rate of their own.
+            ``"linear"``: beta makes them so that it learns at the rate of the Linear in whose place the layer stands
+            (see :class:`~hesitant.nn.linear_parametrization.LinearParametrization`).
         bias: Constant added to the logits.
         train_bias: Whether the optimizer learns it.
-        l2_penalty: Weight of ``sum(beta^2)`` in :meth:`regularization_loss`.
+        l2_penalty: Weight of the output weights' squares in :meth:`regularization_loss`.
         ridge_penalty: Prior precision of the output weights.
         momentum: None: :meth:`update` sums the data exactly, in a pass of its own. In (0, 1]: each *training forward*
             adds its batch to a running sum ``S <- m S + sum_i w_i phi_i phi_i^T`` that forgets old batches, for who
@@ -96,13 +99,14 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
         *,
         num_inducing: int = 1024,
         kernel: Literal["gaussian", "linear"] = "gaussian",
-        kernel_scale: float | Literal["median"] = 1.0,
+        kernel_scale: float | Literal["median", "running_median"] = 1.0,
         train_kernel_scale: bool = False,
         normalize_input: bool = False,
         random_features: RandomFeatureKind = "gaussian",
         random_features_std: float = 1.0,
         activation: Callable[[Tensor], Tensor] = torch.cos,
         scale_random_features: bool = True,
+        parametrization: Parametrization = "standard",
         bias: float = 0.0,
         train_bias: bool = False,
         l2_penalty: float = 0.0,
@@ -129,6 +133,7 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
             random_features_std=random_features_std,
             activation=activation,
             scale_random_features=scale_random_features,
+            parametrization=parametrization,
             bias=bias,
             train_bias=train_bias,
             l2_penalty=l2_penalty,
@@ -157,7 +162,7 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
         posterior: GaussianLogits | None = None
         output = None if recording is None else recording.answer()
         if recording is not None and recording.decides:
-            self.decide_kernel_scale(x)
+            self._decide_or_follow(x)
         if output is None:
             if recording is not None and recording.plain:
                 output = self.mean(x)
@@ -329,7 +334,7 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
             raise ValueError(f"x has shape {tuple(x.shape)}: an empty batch says nothing about the covariance.")
         if not bool(torch.isfinite(x).all()):
             raise ValueError(_not_finite("x holds NaN or Inf", x))
-        if not self.decide_kernel_scale(x):
+        if not self.decide(x) and not self.scale.is_decided():
             raise ValueError(
                 f'kernel_scale="median" needs at least two different inputs in the first batch, and got x of shape'
                 f" {tuple(x.shape)}, all alike: begin with a larger batch, or give kernel_scale a number."
@@ -339,13 +344,13 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
 
     def _is_noted(self) -> bool:
         """Answers whether a training forward is to be taken note of."""
-        unknown = self.scale.is_open or (self.laplace.state == "fitted" and not self._validity.trained)
+        unknown = self.is_open or self.scale.follows or (self.laplace.state == "fitted" and not self._validity.trained)
         return self.laplace.momentum is not None or (unknown and torch.is_grad_enabled())
 
     @run_eagerly
     def _note_training(self, x: Tensor) -> None:
         # Without gradients it may be a look at shapes, which decides nothing.
-        decided = self.decide_kernel_scale(x) if torch.is_grad_enabled() else self.scale.is_decided()
+        decided = self._decide_or_follow(x) if torch.is_grad_enabled() else not self.is_open
         if self.laplace.momentum is None:
             self._validity.settle(self, self.laplace)
             self._validity.trained = True
@@ -353,6 +358,16 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
         # forward that had no gradients if the checkpoint is a reentrant one.
         elif decided and torch._C._current_graph_task_id() == -1:
             self.update(x)
+
+    def _decide_or_follow(self, x: Tensor) -> bool:
+        """Lets training inputs decide what is open, or move a running kernel scale; answers whether all is decided."""
+        if self.is_open or not self.scale.follows:
+            return self.decide(x)
+        # Before an optimizer has stepped the inputs are those of before, and the covariance stays theirs. A forward
+        # within backward, of activation checkpointing, has the scale of the first.
+        if self._validity.watch.raised and torch._C._current_graph_task_id() == -1:
+            self.follow(x)
+        return True
 
     def _needs_python(self) -> bool:
         """Answers whether an evaluation must do first what no graph can hold.

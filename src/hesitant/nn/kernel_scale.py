@@ -9,11 +9,17 @@ from torch import Tensor, nn
 
 from hesitant.nn.random_features import median_kernel_scale
 
-_UNIT = 2.0**-52  # of the logarithm, as it is kept
+UNIT = 2.0**-52  # of the logarithm, as it is kept
+_FOLLOWED = 64  # inputs of a step: a moving average over a hundred steps needs no more of each
+_RATE = 0.02  # of the moving average
 
 
 class KernelScale(nn.Module):
-    """The squared length scale of a kernel: a number, or what the median heuristic makes of the first training data.
+    """The squared length scale of a kernel: a number, or what the median heuristic makes of the training data.
+
+    ``"median"`` is that of the first training data, for good. ``"running_median"`` begins with it and follows the
+    inputs while they move: a moving average of its logarithm over training batches. Where the network's features grow
+    or shrink as a whole, as in fine-tuning, the random features of the scaled inputs stay as they are.
 
     It is kept as an integer (its logarithm, in units of 2^-52). Averages of models (SWA, EMA) blend floating buffers
     but copy integers: so a copy that was made before the scale was decided has the model's own after its next update,
@@ -23,7 +29,7 @@ class KernelScale(nn.Module):
     evaluation never decides; the layer around says which forward passes are training.
 
     Args:
-        scale: A positive number, or ``"median"``.
+        scale: A positive number, ``"median"`` or ``"running_median"``.
         in_features: D, the stand-in.
         trainable: Whether the optimizer learns a factor of it.
         device: Where it is kept.
@@ -35,7 +41,7 @@ class KernelScale(nn.Module):
 
     def __init__(
         self,
-        scale: float | Literal["median"],
+        scale: float | Literal["median", "running_median"],
         in_features: int,
         *,
         trainable: bool = False,
@@ -43,17 +49,18 @@ class KernelScale(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        number = float(in_features) if scale == "median" else float(scale)
-        code = torch.tensor(round(math.log(number) / _UNIT), dtype=torch.int64, device=device)
+        number = float(in_features) if isinstance(scale, str) else float(scale)
+        code = torch.tensor(round(math.log(number) / UNIT), dtype=torch.int64, device=device)
         self.register_buffer("code", code)
-        self.register_buffer("decided", torch.tensor(scale != "median", dtype=torch.uint8, device=device))
+        self.register_buffer("decided", torch.tensor(not isinstance(scale, str), dtype=torch.uint8, device=device))
         self.log_change = nn.Parameter(torch.zeros((), device=device, dtype=dtype)) if trainable else None
         #: Whether the buffers are to be asked: False spares a device the question once it has said yes.
-        self.is_open = scale == "median"
+        self.is_open = isinstance(scale, str)
+        self.follows = scale == "running_median"
 
     def log(self, dtype: torch.dtype) -> Tensor:
         """Answers the logarithm of the scale, ``()``."""
-        log = self.code.to(dtype) * _UNIT
+        log = self.code.to(dtype) * UNIT
         return log if self.log_change is None else log + self.log_change.to(dtype)
 
     def is_decided(self) -> bool:
@@ -79,10 +86,29 @@ class KernelScale(nn.Module):
         total, voters = vote.tolist()
         if voters == 0:
             return False
-        self.code.fill_(round(total / voters / _UNIT))
+        self.code.fill_(round(total / voters / UNIT))
         self.decided.fill_(1)
         self.is_open = False
         return True
+
+    @torch.no_grad()
+    def follow(self, x: Tensor) -> None:
+        """Moves a decided scale towards the median of training inputs ``(..., D)`` of now.
+
+        In a run of several workers all call this, and agree. Nothing waits for a device.
+        """
+        x = x.detach().reshape(-1, x.shape[-1])
+        x = x[:: max(1, len(x) // _FOLLOWED)][:_FOLLOWED]
+        if len(x) < 2:
+            return
+        log = torch.pdist(x.float()).median().square().log().double()
+        change = log - self.code * UNIT
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(change)
+            change /= dist.get_world_size()
+        # Inputs that are all alike, or not finite, say nothing.
+        change = torch.where(torch.isfinite(change), change, torch.zeros_like(change))
+        self.code += (change * (_RATE / UNIT)).round().long()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -8,10 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hesitant.nn.bit_sum import bit_sum
 from hesitant.nn.compilation import run_eagerly
 from hesitant.nn.kernel_scale import KernelScale
+from hesitant.nn.linear_parametrization import LinearParametrization
 from hesitant.nn.random_features import RandomFeatureKind, draw_projection
 
+Parametrization = Literal["standard", "linear"]
+
+_NOT_DRAWN = -1  # of drawn_bits: something has set beta
+_DECIDING = 1024  # inputs that decide the parametrization, at most
 _FEW_CLASSES = 128  # beyond, turning the output weights round takes longer than one product with them
 
 
@@ -24,6 +30,7 @@ class RandomFeatureLayer(nn.Module):
     random_weight: Tensor | None
     random_phase: Tensor | None
     output_bias: Tensor
+    drawn_bits: Tensor
 
     def __init__(
         self,
@@ -32,13 +39,14 @@ class RandomFeatureLayer(nn.Module):
         *,
         num_inducing: int,
         kernel: Literal["gaussian", "linear"],
-        kernel_scale: float | Literal["median"],
+        kernel_scale: float | Literal["median", "running_median"],
         train_kernel_scale: bool,
         normalize_input: bool,
         random_features: RandomFeatureKind,
         random_features_std: float,
         activation: Callable[[Tensor], Tensor],
         scale_random_features: bool,
+        parametrization: Parametrization,
         bias: float,
         train_bias: bool,
         l2_penalty: float,
@@ -56,8 +64,12 @@ class RandomFeatureLayer(nn.Module):
                 raise ValueError(f"{name}={size} must be at least 1.")
         if kernel not in ("gaussian", "linear"):
             raise ValueError(f"kernel={kernel!r} is not known: expected 'gaussian' or 'linear'.")
-        if kernel_scale != "median" and not (isinstance(kernel_scale, (int, float)) and 0 < kernel_scale < math.inf):
-            raise ValueError(f"kernel_scale={kernel_scale!r} must be a positive number or 'median'.")
+        if kernel_scale not in ("median", "running_median") and not (
+            isinstance(kernel_scale, (int, float)) and 0 < kernel_scale < math.inf
+        ):
+            raise ValueError(f"kernel_scale={kernel_scale!r} must be a positive number, 'median' or 'running_median'.")
+        if parametrization not in ("standard", "linear"):
+            raise ValueError(f"parametrization={parametrization!r} is not known: expected 'standard' or 'linear'.")
 
         self.in_features, self.out_features = in_features, out_features
         self.num_inducing = in_features if kernel == "linear" else num_inducing
@@ -81,7 +93,13 @@ class RandomFeatureLayer(nn.Module):
         # The names differ from a Linear's weight and bias: a checkpoint of the plain model must not load into them.
         limit = math.sqrt(6 / (self.num_inducing + out_features))
         beta = torch.rand(self.num_inducing, out_features, generator=generator).mul_(2 * limit).sub_(limit)
+        self.parametrization: LinearParametrization | None = None
+        if parametrization == "linear":
+            self.parametrization = LinearParametrization(in_features, self.num_inducing, device=device)
+            beta = self.parametrization.inverse(beta.to(device))
         self.beta = nn.Parameter(beta.to(**options))
+        self.register_buffer("drawn_bits", torch.tensor(0, dtype=torch.int64), persistent=False)
+        self._note_as_drawn(True)
         output_bias = torch.full((out_features,), float(bias), **options)
         if train_bias:
             self.output_bias = nn.Parameter(output_bias)
@@ -92,6 +110,20 @@ class RandomFeatureLayer(nn.Module):
     def kernel_scale(self) -> float:
         """The squared length scale of the kernel; NaN until the median heuristic has seen its first training data."""
         return float(self.scale.log(torch.float64).detach().exp()) if self.scale.is_decided() else math.nan
+
+    @property
+    def output_weights(self) -> Tensor:
+        """The weights w of the features, ``(M, C)``: beta itself, but for the parametrization ``"linear"``."""
+        return self._output_weights(self.beta.dtype)
+
+    def is_as_drawn(self) -> bool:
+        """Answers whether beta is what it was made with: nothing has trained it, loaded it or set it."""
+        return not self.beta.is_meta and int(self.drawn_bits) == int(bit_sum(self.beta))
+
+    @torch.no_grad()
+    def set_output_weights(self, weights: Tensor) -> None:
+        """Sets beta so that the output weights are these, ``(M, C)``."""
+        self.beta.copy_(weights if self.parametrization is None else self.parametrization.inverse(weights))
 
     def features(self, x: Tensor) -> Tensor:
         """Answers phi(x), ``(..., M)``, in float32 or better."""
@@ -104,22 +136,47 @@ class RandomFeatureLayer(nn.Module):
             return self._like_input(self._mean(self._unscaled_features(x)), x)
 
     def regularization_loss(self) -> Tensor:
-        """Answers ``l2_penalty * sum(beta^2)``, to be added to the training loss."""
-        return self.l2_penalty * self.beta.square().sum()
+        """Answers ``l2_penalty * sum(w^2)`` of the output weights, to be added to the training loss."""
+        return self.l2_penalty * self.output_weights.square().sum()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether training data has still to decide the kernel scale or the parametrization."""
+        return self.scale.is_open or (self.parametrization is not None and self.parametrization.is_open)
 
     @run_eagerly
     @torch.no_grad()
-    def decide_kernel_scale(self, x: Tensor) -> bool:
-        """Decides the kernel scale by training inputs ``(..., D)``, if it is not yet; answers whether it is now.
+    def decide(self, x: Tensor) -> bool:
+        """Decides kernel scale and parametrization by training inputs ``(..., D)``, if they are not; are they now?
 
-        Inputs that are all alike, or one alone, decide nothing. In a run of several workers all call this, and agree.
+        No answer changes by the parametrization. Inputs that are all alike, or one alone, decide nothing. In a run of
+        several workers all call this, and agree.
         """
-        if self.scale.is_decided():
-            return True
         with torch.autocast(x.device.type, enabled=False):
-            return self.scale.decide(self._normalized(x))
+            if not self.scale.is_decided() and not self.scale.decide(self._normalized(x)):
+                return False
+            if self.parametrization is None or self.parametrization.is_decided():
+                return True
+            x = x.reshape(-1, x.shape[-1])
+            x = x[:: max(1, len(x) // _DECIDING)][:_DECIDING]
+            weights, drawn = self.output_weights, self.is_as_drawn()
+            decided = self.parametrization.decide(x, self._unscaled_features(x) * self.feature_scale)
+            if decided:  # beta is now counted in other units
+                self.set_output_weights(weights)
+                self._note_as_drawn(drawn)
+            return decided
+
+    @run_eagerly
+    @torch.no_grad()
+    def follow(self, x: Tensor) -> None:
+        """Moves a running kernel scale towards that of training inputs ``(..., D)`` of now."""
+        with torch.autocast(x.device.type, enabled=False):
+            self.scale.follow(self._normalized(x))
 
     # ---------------------------------------------------------------- inside
+
+    def _note_as_drawn(self, drawn: bool) -> None:
+        self.drawn_bits.fill_(int(bit_sum(self.beta)) if drawn and not self.beta.is_meta else _NOT_DRAWN)
 
     def _normalized(self, x: Tensor) -> Tensor:
         x = self._checked(x)
@@ -139,12 +196,16 @@ class RandomFeatureLayer(nn.Module):
             return projected.cos_()  # spares the allocator a second tensor of (B, M)
         return self.activation(projected)
 
+    def _output_weights(self, dtype: torch.dtype) -> Tensor:
+        beta = self.beta.to(dtype)
+        return beta if self.parametrization is None else self.parametrization(beta)
+
     def _mean(self, features: Tensor) -> Tensor:
+        weights, bias = self._output_weights(features.dtype), self.output_bias.to(features.dtype)
         if self.out_features > _FEW_CLASSES:
-            return (features @ self.beta.to(features.dtype)) * self.feature_scale + self.output_bias.to(features.dtype)
+            return (features @ weights) * self.feature_scale + bias
         # (C, M): products with a matrix of few columns, and their gradients, take ten times as long otherwise.
-        beta = (self.beta.to(features.dtype) * self.feature_scale).T.contiguous()
-        return F.linear(features, beta, self.output_bias.to(features.dtype))
+        return F.linear(features, (weights * self.feature_scale).T.contiguous(), bias)
 
     def _checked(self, x: Tensor) -> Tensor:
         if x.ndim < 1 or x.shape[-1] != self.in_features:
@@ -170,10 +231,17 @@ class RandomFeatureLayer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RandomFeatureLayer":
         """Moves the layer as any module, but keeps the random features in float32 or better."""
         before = {name: getattr(self, name) for name in ("random_weight", "random_phase")}
+        drawn = self.is_as_drawn()
         super()._apply(fn, recurse)
+        self._note_as_drawn(drawn)
         for name, tensor in before.items():
             moved = getattr(self, name)
             if moved is not None and moved.dtype in (torch.float16, torch.bfloat16):
                 exact = moved if tensor.is_meta else tensor
                 setattr(self, name, exact.to(moved.device, torch.float32))
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if f"{prefix}beta" in state_dict:
+            self._note_as_drawn(False)

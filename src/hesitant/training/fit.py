@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -11,7 +11,7 @@ from hesitant.methods import DeepEnsemble
 from hesitant.training.ensemble import train_ensemble
 from hesitant.training.history import History
 from hesitant.training.loop import adamw, train
-from hesitant.training.schedule import Every, MakeScheduler
+from hesitant.training.schedule import CosineSchedule, Every, MakeScheduler
 from hesitant.training.settings import Loss, MixedPrecision, Settings
 
 
@@ -24,7 +24,7 @@ def fit(
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
-    scheduler: MakeScheduler | None = None,
+    scheduler: MakeScheduler | Literal["cosine"] | None = "cosine",
     schedule_every: Every = "epoch",
     loss: Loss | None = None,
     validation_data: Any = None,
@@ -72,7 +72,8 @@ def fit(
         learning_rate: Of AdamW, the default optimizer.
         weight_decay: Of AdamW.
         optimizer: Makes another optimizer from the trainable parameters.
-        scheduler: Makes a learning-rate schedule of the optimizer. ReduceLROnPlateau goes by the validation NLL, or
+        scheduler: ``"cosine"``: the learning rate falls from epoch to epoch, by half a cosine over all; None: it stays
+            as it is; or what makes a schedule of the optimizer. ReduceLROnPlateau goes by the validation NLL, or
             without validation data by the training loss.
         schedule_every: ``"epoch"``, or ``"step"``: whether it advances after each epoch, or after each step of the
             optimizer, as warm-up and OneCycle need.
@@ -108,6 +109,12 @@ def fit(
         raise ValueError(f"mixed_precision={mixed_precision!r} is not known: expected 'no', 'fp16' or 'bf16'.")
     if schedule_every not in ("epoch", "step"):
         raise ValueError(f"schedule_every={schedule_every!r} is not known: expected 'epoch' or 'step'.")
+    if scheduler == "cosine":
+        if schedule_every == "step":
+            raise ValueError("schedule_every='step' is of a scheduler of your own: scheduler='cosine' goes by epochs.")
+        scheduler = CosineSchedule(epochs)
+    elif isinstance(scheduler, str):
+        raise ValueError(f"scheduler={scheduler!r} is not known: expected 'cosine', None or a function.")
     settings = Settings(
         epochs=epochs,
         batch_size=batch_size,

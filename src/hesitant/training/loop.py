@@ -51,6 +51,7 @@ def train(
         stack.enter_context(seeded(settings.seed + accelerator.process_index, accelerator.device))
         if loader is None:
             loader = training_loader(data, settings.batch_size, torch.Generator().manual_seed(settings.seed))
+        start_head(model, data, settings, accelerator.device)
         run = _Run(accelerator, model, loader, settings)
         forget_calibrations(model)
         validation_data, patience = settings.validation_data, settings.patience
@@ -194,6 +195,13 @@ def adamw(parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay
     # The fused kernel knows CPU and CUDA floats; it writes the same numbers.
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+
+
+def start_head(model: nn.Module, data: Any, settings: Settings, device: torch.device) -> None:
+    """Lets an SNGP whose Gaussian process is still as it was drawn begin with what its classifier knew."""
+    if isinstance(model, SNGP):
+        with seeded(settings.seed, device):
+            model.to(device).start_from_classifier(data, batch_size=settings.batch_size, seed=settings.seed)
 
 
 def fit_covariance(model: nn.Module, data: Any, batch_size: int) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from hesitant.training.schedule import Schedule
+from hesitant.training.schedule import CosineSchedule, MakeScheduler, Schedule
 from hesitant.training.settings import Settings
 
 
@@ -20,7 +20,10 @@ def run_identity(
     schedule: Schedule,
     num_workers: int,
 ) -> dict[str, str | int | float | None]:
-    """Answers what identifies a run, by the names that an error calls it; more epochs do not make it another one."""
+    """Answers what identifies a run, by the names that an error calls it.
+
+    More epochs do not make it another one, unless its learning rate falls over all of them.
+    """
     dataset: Any = loader.dataset
     weights = [(name, tuple(weight.shape), str(weight.dtype)) for name, weight in model.named_parameters()]
     plain = {name: value for name, value in optimizer.defaults.items() if isinstance(value, (int, float, str))}
@@ -32,7 +35,7 @@ def run_identity(
         "seed": settings.seed,
         "optimizer": type(optimizer).__name__,
         **{f"optimizer's {name}": value for name, value in sorted(plain.items())},
-        "scheduler": None if schedule.scheduler is None else type(schedule.scheduler).__name__,
+        "scheduler": _name_of(settings.make_scheduler, schedule),
         "schedule_every": settings.schedule_every,
         "loss": None if settings.loss is None else getattr(settings.loss, "__qualname__", type(settings.loss).__name__),
         "mixed_precision": settings.mixed_precision,
@@ -41,3 +44,9 @@ def run_identity(
         "patience": settings.patience,
         "number of workers": num_workers,
     }
+
+
+def _name_of(make_scheduler: MakeScheduler | None, schedule: Schedule) -> str | None:
+    if isinstance(make_scheduler, CosineSchedule):
+        return f"cosine over {make_scheduler.epochs} epochs"
+    return None if schedule.scheduler is None else type(schedule.scheduler).__name__

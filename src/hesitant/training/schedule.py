@@ -1,13 +1,28 @@
 """When a learning-rate schedule advances: after each step of the optimizer, or after each epoch."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 Every = Literal["epoch", "step"]
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """Half a cosine over the epochs of a run, from the full rate in the first to almost none in the last.
+
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, equation 5.
+    """
+
+    epochs: int
+
+    def __call__(self, optimizer: Optimizer) -> LRScheduler:
+        """Answers the schedule of an optimizer."""
+        return CosineAnnealingLR(optimizer, self.epochs)
 
 
 class Schedule:

@@ -36,9 +36,15 @@ def find_classifier(model: nn.Module, name: str | None = None, example_input: An
     Of the copies that PEFT makes of a layer, the active one.
 
     Raises:
-        ValueError: The name is no Linear of the model, the classifier cannot be told from the model alone, or an
-            adapter is around it.
+        TypeError: The model is none.
+        ValueError: The name is no Linear of the model, the classifier cannot be told from the model alone, an adapter
+            is around it, or the model has a Gaussian process already.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
+    for path, module in model.named_modules():
+        if isinstance(module, RandomFeatureGaussianProcess):
+            raise ValueError(f"model has a Gaussian process already, at {path!r}: wrap the plain model.")
     idle = _idle_copies(model)
     linears = {
         path: module

@@ -53,12 +53,12 @@ def _sum_over_share(
     count: Tensor,
 ) -> None:
     model, device = in_eval_mode(model), device_of(model)
-    if not gp.scale.is_decided() and several_workers():
+    if gp.is_open and several_workers():
         # The median is agreed on by all workers, and one of them may have no share of the data.
         first = next(batches(data, batch_size)).to(device)
         with recorded(plain=True) as calls:
             model(*first.args, **first.kwargs)
-        gp.decide_kernel_scale(torch.cat([call.inputs.flatten(0, -2) for call in calls]))
+        gp.decide(torch.cat([call.inputs.flatten(0, -2) for call in calls]))
     for batch in shared_batches(data, batch_size):
         batch = batch.to(device)
         with recorded(plain=True) as calls:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hesitant.inputs import Batch
 from hesitant.methods import SNGP
 from hesitant.training.history import EnsembleHistory, History, merged
-from hesitant.training.loop import finite, fit_covariance, progress_bar, seeded, validation_nll, weights_of
+from hesitant.training.loop import finite, fit_covariance, progress_bar, seeded, start_head, validation_nll, weights_of
 from hesitant.training.progress import Progress
 from hesitant.training.settings import Settings
 from hesitant.training.vectorized.checkpoints import Loaded, MemberCheckpoints
@@ -43,7 +43,8 @@ class VectorizedRun:
             CannotStackError: They cannot; nothing of the members has changed.
         """
         settings = self.settings
-        for member in self.members:
+        for member, own in zip(self.members, self.each, strict=True):
+            start_head(member, self.data, own, self.device)
             member.to(self.device).train()
         firsts = self.batches.firsts(lambda seed: seeded(seed, self.device))
         _keep_freed_blocks()

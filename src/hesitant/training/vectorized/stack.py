@@ -52,7 +52,7 @@ class MemberStack:
         self.schedule = Schedule(settings.make_scheduler, settings.schedule_every, self.optimizer)
         if isinstance(self.schedule.scheduler, ReduceLROnPlateau):
             raise CannotStackError("each member has a plateau of its own, and ReduceLROnPlateau sets one rate for all")
-        self._loss, self._penalty = settings.loss_of(members[0]), _penalty(members[0])
+        self._loss, self._penalized = settings.loss_of(members[0]), _penalized(members[0])
         self._template = Batch()
         self._every = vmap(self._objective, randomness="different")
 
@@ -122,10 +122,18 @@ class MemberStack:
             output = functional_call(self._base, (parameters, buffers), batch.args, batch.kwargs)
         logits = logits_of(output).float()
         loss = self._loss(logits, targets)
-        if self._penalty is None:
-            return loss, loss.detach(), logits.detach()
-        name, factor = self._penalty
-        return loss + factor * parameters[name].square().sum(), loss.detach(), logits.detach()
+        return loss + self._regularization(parameters, buffers), loss.detach(), logits.detach()
+
+    def _regularization(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor | float:
+        """Answers what one member minimises beside its loss."""
+        if self._penalized is None:
+            return 0.0
+        path, gp = self._penalized
+        weights = parameters[f"{path}beta"]
+        if gp.parametrization is not None:
+            own = {name: buffers[f"{path}parametrization.{name}"] for name, _ in gp.parametrization.named_buffers()}
+            weights = functional_call(gp.parametrization, own, (weights,))
+        return gp.l2_penalty * weights.square().sum()
 
     def _autocast(self) -> Any:
         if self._settings.mixed_precision != "bf16":
@@ -190,12 +198,11 @@ class MemberStack:
         self.optimizer.zero_grad()
 
 
-def _penalty(member: nn.Module) -> tuple[str, float] | None:
-    """Answers the name and the factor of the weights whose squares are added to the loss."""
-    if not isinstance(member, SNGP):
+def _penalized(member: nn.Module) -> tuple[str, RandomFeatureGaussianProcess] | None:
+    """Answers the layer whose output weights' squares are added to the loss, and the prefix of its names."""
+    if not isinstance(member, SNGP) or member.gp.l2_penalty == 0:
         return None
-    prefix = f"{member.classifier_name}." if member.classifier_name else ""
-    return f"{prefix}beta", member.gp.l2_penalty
+    return f"{member.classifier_name}." if member.classifier_name else "", member.gp
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -1,0 +1,141 @@
+"""The start of a Gaussian process from the classifier that it replaced: its output weights by least squares."""
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hesitant.inputs import Batch, Loader, as_batch, as_targets, batches, training_loader, understood
+from hesitant.methods.gaussian_head.features import counted_features, repeating
+from hesitant.methods.outputs import Outputs, log_probs_of, logits_of
+from hesitant.methods.replica import in_eval_mode
+from hesitant.methods.wrapper import device_of
+from hesitant.nn import RandomFeatureGaussianProcess, recorded
+
+_RIDGE = 0.01  # of the features' mean square norm
+_JUDGING = 512  # inputs by which a classifier is judged
+_INPUTS_A_FEATURE = 4  # beyond, the error no longer falls
+
+
+class ReplacedClassifier:
+    """The Linear in whose place a Gaussian process stands.
+
+    Args:
+        linear: It is copied.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self._linear: nn.Linear | None = copy.deepcopy(linear)
+
+    @torch.no_grad()
+    def start(
+        self,
+        model: nn.Module,
+        gp: RandomFeatureGaussianProcess,
+        data: Any,
+        outputs: Outputs,
+        batch_size: int | None,
+        seed: int,
+    ) -> bool:
+        """Lets a Gaussian process that is as it was drawn answer what the classifier would, if that knows something.
+
+        Its output weights are the ridge regression of the classifier's logits on the random features of up to ``4 M``
+        training inputs, in random order: ``w = (sum_i phi_i phi_i^T + r I)^-1 sum_i phi_i (W x_i + b)^T``, with r a
+        hundredth of the mean ``|phi_i|^2``. Where the data has targets, the classifier must be better on 512 of them
+        than the uniform distribution: one that was drawn at random is forgotten.
+
+        Returns:
+            Whether it was as it was drawn, and now answers so.
+        """
+        # What can be gone through once is left for the covariance.
+        if self._linear is None or not gp.is_as_drawn() or isinstance(data, Iterator):
+            return False
+        weights = _least_squares(model, gp, copy.deepcopy(self._linear), data, outputs, batch_size, seed)
+        self._linear = None
+        if weights is not None:
+            gp.set_output_weights(weights)
+        return weights is not None
+
+
+def _least_squares(
+    model: nn.Module,
+    gp: RandomFeatureGaussianProcess,
+    linear: nn.Linear,
+    data: Any,
+    outputs: Outputs,
+    batch_size: int | None,
+    seed: int,
+) -> Tensor | None:
+    """Answers output weights ``(M, C)`` with which the Gaussian process answers as the classifier, if that is known."""
+    device = device_of(model)
+    linear, model = linear.to(device), in_eval_mode(model)
+    given = (batch.to(device) for batch in _shuffled(data, batch_size, seed))
+    judging: list[Batch] = []
+    for batch in given:
+        judging.append(batch)
+        if sum(batch.num_inputs or 1 for batch in judging) >= _JUDGING:
+            break
+    if not judging or not _knows(model, linear, judging, outputs):
+        return None
+    gram = torch.zeros(gp.num_inducing, gp.num_inducing, dtype=torch.float64, device=device)
+    products = torch.zeros(gp.num_inducing, gp.out_features, dtype=torch.float64, device=device)
+    seen = 0
+    for x in _features(model, chain(judging, given)):
+        if not gp.decide(x):
+            continue
+        features = gp.features(x).flatten(0, -2)
+        logits = linear(x.to(linear.weight.dtype)).flatten(0, -2) - gp.output_bias
+        gram += (features.T @ features).double()
+        products += (features.T @ logits.to(features.dtype)).double()
+        seen += len(features)
+        if seen >= _INPUTS_A_FEATURE * gp.num_inducing:
+            break
+    if seen == 0:
+        return None
+    gram.diagonal().add_(_RIDGE * float(gram.diagonal().sum()) / seen)
+    return torch.cholesky_solve(products, torch.linalg.cholesky(gram))
+
+
+def _shuffled(data: Any, batch_size: int | None, seed: int) -> Iterator[Batch]:
+    """Answers the data in batches, shuffled where it comes in no order of its own."""
+    if isinstance(understood(data), Loader):
+        return batches(data, batch_size)
+    loader = training_loader(data, batch_size or 128, torch.Generator().manual_seed(seed))
+    return (as_batch(item) for item in loader)
+
+
+def _features(model: nn.Module, given: Iterable[Batch]) -> Iterator[Tensor]:
+    """Answers the features that count, ``(..., D)``, of each batch."""
+    for batch in given:
+        with recorded(plain=True) as calls:
+            answer = model(*batch.args, **batch.kwargs)
+        for call in calls:
+            yield counted_features(model, call, answer, batch.args, batch.kwargs)
+
+
+def _knows(model: nn.Module, linear: nn.Linear, judging: list[Batch], outputs: Outputs) -> bool:
+    """Answers whether the model with its own classifier is better than the uniform distribution, or cannot be told."""
+    gains = []
+    for batch in judging:
+        targets = as_targets(batch.targets)
+        if targets is None:
+            return True
+        with recorded(plain=True) as calls:
+            model(*batch.args, **batch.kwargs)
+        if len(calls) != 1:
+            return True
+        logits = linear(calls[0].inputs.to(linear.weight.dtype)).to(calls[0].output.dtype)
+        log_probs = log_probs_of(logits_of(repeating(model, batch.args, batch.kwargs)(logits)), outputs).double()
+        if targets.ndim == 1:
+            if not bool(((targets >= 0) & (targets < log_probs.shape[1])).all()):
+                return False  # who trains on them is told
+            targets = F.one_hot(targets.long(), log_probs.shape[1])
+        gains.append((targets.to(log_probs) * log_probs).sum(1) + math.log(log_probs.shape[1]))
+    gain = torch.cat(gains)
+    # A few inputs may be guessed: two standard errors above nothing are no luck.
+    return bool(gain.mean() > 2 * gain.std(correction=0) / math.sqrt(len(gain)))
