@@ -139,7 +139,7 @@ def test_a_cast_keeps_it() -> None:
 
 def test_fit_and_calibrate_work_with_it() -> None:
     model, y = sngp(), rows(60)[:, 0].gt(0).long()
-    hesitant.fit(model, (rows(60), y), epochs=30, lr=1e-2, progress=False)
+    hesitant.fit(model, (rows(60), y), epochs=30, learning_rate=1e-2, progress=False)
     hesitant.calibrate(model, (rows(60, seed=3), rows(60, seed=3)[:, 0].gt(0.3).long()))
     assert float(model.predict(rows(60)).ood_score.max()) < 1e-6
 
