@@ -89,8 +89,8 @@ class Comparison:
             ood: of each out-of-domain set, by its name, the prediction of each method; targets are not looked at.
             score: what the data are ranked by for AURC, and by the policies of `recommend`. Every method must have it:
                 `"confidence"`, `"ood_score"` and `"predictive_entropy"` are there for all.
-            ood_score: what out-of-domain inputs are detected by, for AUROC, AUPR, FPR95 and by the guard of `recommend`; by default
-                each method's own, `prediction.ood_score`.
+            ood_score: what out-of-domain inputs are detected by, for AUROC, AUPR, FPR95 and by the guard of
+                `recommend`; by default each method's own, `prediction.ood_score`.
             costs: of the methods for which they are known.
             confidence_intervals: whether figures come with standard errors and intervals, which takes seconds.
             inputs: what the predictions are of, to be shown in a report.
@@ -232,8 +232,8 @@ def compare(
             DataLoader, a list of examples, as for `fit`.
         ood: out-of-domain data, by the name to show: as `data`, its targets ignored, or a tensor.
         score: what the data are ranked by for AURC, as in `uncertainty`: by the confidence, for AURC is about errors.
-        ood_score: what out-of-domain inputs are detected by, for AUROC, AUPR and FPR95, as in `uncertainty`; by default each method's
-            own, `prediction.ood_score`.
+        ood_score: what out-of-domain inputs are detected by, for AUROC, AUPR and FPR95, as in `uncertainty`; by default
+            each method's own, `prediction.ood_score`.
         histories: what `fit` answered, for the training time of the methods that have one.
         predict_options: of each method that needs them, options of its `predict`: `{"SNGP": {"posterior": ...}}`.
         confidence_intervals: whether figures come with standard errors and intervals, which takes seconds.
