@@ -339,6 +339,22 @@ def test_it_takes_what_the_model_takes() -> None:
     assert torch.equal(prediction.targets, Y)
 
 
+def test_what_a_model_writes_to_its_features_afterwards_does_not_count() -> None:
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.net[:3](x)
+            logits: Tensor = self.net[3](features)
+            features.zero_()
+            return logits
+
+    detector = FeatureDetector(Overwriting(), "knn", classifier="net.3").fit(X)
+    assert torch.equal(detector.predict(FAR).ood_score, FeatureDetector(network(), "knn").fit(X).predict(FAR).ood_score)
+
+
 def test_a_model_that_ends_in_a_softmax_has_features_and_no_logits() -> None:
     model = nn.Sequential(*network(), nn.Softmax(-1))
     with pytest.raises(ValueError, match="outputs='probabilities'"):
@@ -431,6 +447,20 @@ def test_features_that_are_no_numbers() -> None:
         detector.predict(torch.full((2, 4), torch.inf))
 
 
+def test_targets_that_are_no_classes() -> None:
+    with pytest.raises(ValueError, match="targets hold -1"):
+        FeatureDetector(network(), "mahalanobis").fit((X, Y - 1))
+
+
+def test_options_of_gen_and_scale() -> None:
+    pytest.importorskip("pytorch_ood")
+    for options, said in (({"gamma": 0}, "gamma=0"), ({"M": 0}, "M=0"), ({"gamma": "a"}, "gamma='a'")):
+        with pytest.raises(ValueError, match=said):
+            FeatureDetector(network(), "gen", **options)
+    with pytest.raises(ValueError, match=r"percentile=0\.99 leaves none of 16 features"):
+        FeatureDetector(network(), "scale", percentile=0.99)
+
+
 def test_arguments() -> None:
     with pytest.raises(ValueError, match="detector='nearest' is not known"):
         FeatureDetector(network(), "nearest")  # type: ignore[arg-type]
@@ -438,9 +468,9 @@ def test_arguments() -> None:
         FeatureDetector(network(), "knn", neighbours=3)
     with pytest.raises(TypeError, match="it takes none"):
         FeatureDetector(network(), "mahalanobis", k=3)
-    with pytest.raises(ValueError, match="num_neighbors=0"):
+    with pytest.raises(ValueError, match="k=0"):
         FeatureDetector(network(), "knn", k=0)
-    with pytest.raises(ValueError, match="num_neighbors=200 is more than the 120 inputs"):
+    with pytest.raises(ValueError, match="k=200 is more than the 120 inputs"):
         FeatureDetector(network(), "knn", k=200).fit(X)
     with pytest.raises(ValueError, match="no Linear"):
         FeatureDetector(nn.Conv1d(1, 1, 1), "knn")

@@ -25,7 +25,7 @@ def plainly(known: Tensor, x: Tensor, k: int) -> Tensor:
 @pytest.mark.parametrize("k", [1, 3, 50])
 def test_the_distance_is_that_of_the_plain_formula(k: int) -> None:
     known, x = features(50), features(20, seed=1)
-    answer = fitted(known, num_neighbors=k)(x)
+    answer = fitted(known, k=k)(x)
     assert answer.dtype == torch.float64
     torch.testing.assert_close(answer, plainly(known, x, k), rtol=0, atol=1e-6)
 
@@ -79,18 +79,18 @@ def test_a_state_dict_and_a_copy_answer_the_same() -> None:
 def test_what_it_cannot_do_is_said() -> None:
     with pytest.raises(RuntimeError, match="replace"):
         NearestNeighbors(8)(features(1))
-    with pytest.raises(ValueError, match="num_neighbors=5 is more than the 3 inputs"):
-        fitted(features(3), num_neighbors=5)
+    with pytest.raises(ValueError, match="k=5 is more than the 3 inputs"):
+        fitted(features(3), k=5)
     with pytest.raises(ValueError, match="NaN or Inf"):
         fitted(features(3).fill_(torch.nan))
     with pytest.raises(ValueError, match=r"expected \(n, 4\)"):
         NearestNeighbors(4).replace(features(3))
     with pytest.raises(ValueError, match="more than max_inputs=2"):
         fitted(features(3), max_inputs=2)
-    with pytest.raises(ValueError, match="num_neighbors=0"):
-        NearestNeighbors(8, num_neighbors=0)
+    with pytest.raises(ValueError, match="k=0"):
+        NearestNeighbors(8, k=0)
     with pytest.raises(ValueError, match="above max_inputs=2"):
-        NearestNeighbors(8, num_neighbors=3, max_inputs=2)
+        NearestNeighbors(8, k=3, max_inputs=2)
 
 
 def test_nan_is_not_near_anything() -> None:

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from hesitant.detection.gaussian_distances import MahalanobisDistance, RelativeMahalanobisDistance
 from hesitant.detection.kept_neighbors import NeighborDistance
-from hesitant.detection.of_pytorch_ood import ClassDensities, LinearHead, ScaledEnergy, VirtualLogit, logit_detector
+from hesitant.detection.of_pytorch_ood import (
+    ClassDensities,
+    LinearHead,
+    ScaledEnergy,
+    VirtualLogit,
+    energy,
+    gen,
+    max_logit,
+    max_softmax,
+)
 from hesitant.inputs import batches
 from hesitant.methods import DeepEnsemble, Deterministic, FeatureSource, Gathered, ModelWrapper, calibration_digest
 from hesitant.nn import UniformSample
@@ -43,10 +52,6 @@ class _Scorer(Protocol):
     def score(self, features: Tensor) -> Tensor: ...
 
 
-def _gen(*, gamma: float = 0.1, M: int | None = None) -> Callable[[Tensor], Tensor]:
-    return logit_detector("GEN", gamma=gamma, M=M)
-
-
 _OF_FEATURES: dict[str, Callable[..., _Scorer]] = {
     "knn": NeighborDistance,
     "mahalanobis": MahalanobisDistance,
@@ -56,10 +61,10 @@ _OF_FEATURES: dict[str, Callable[..., _Scorer]] = {
     "scale": ScaledEnergy,
 }
 _OF_LOGITS: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
-    "energy": lambda: logit_detector("EnergyBased"),
-    "gen": _gen,
-    "max_logit": lambda: logit_detector("MaxLogit"),
-    "max_softmax": lambda: logit_detector("MaxSoftmax"),
+    "energy": energy,
+    "gen": gen,
+    "max_logit": max_logit,
+    "max_softmax": max_softmax,
 }
 _BY_CLASS = ("mahalanobis", "relative_mahalanobis", "ddu")
 _BY_HEAD = ("vim", "scale")
@@ -102,7 +107,8 @@ class FeatureDetector:
     **Features** are what the classifier is given, ``(B, D)``: for SNGP the inputs of its Gaussian process, for MC
     dropout those of its model in eval mode. An ensemble has none of its own, and ``vim`` and ``scale`` need a Linear
     classifier, which SNGP has not. **Logits** are ``prediction.logits``, before any temperature: for SNGP the posterior
-    mean, for MC dropout and an ensemble the mean over passes or members.
+    mean, for MC dropout and an ensemble the mean over passes or members. Of a model that ends in a log-softmax the
+    energy is 0 everywhere.
 
     A fit belongs to the weights that it was made with: once they move, :meth:`predict` raises. It is in no state dict;
     fit again after loading. While fitting, features of all training inputs are held, ``4 N D`` bytes; ``knn`` keeps a
@@ -272,15 +278,21 @@ class FeatureDetector:
                 sample.add(_wide(rows))
                 continue
             features.append(_wide(rows))
-            if by_class and classes is None:
-                raise ValueError(
-                    f"data has no targets, and {self.detector!r} fits the classes: give (inputs, targets), or detect by"
-                    " 'knn'."
-                )
-            targets.append(classes if by_class else None)
+            if by_class:
+                targets.append(self._required(classes))
         found = features.tensor() if sample is None else sample.kept()[0]
         assert found is not None
         return found, targets.tensor(), num_inputs
+
+    def _required(self, classes: Tensor | None) -> Tensor:
+        if classes is None:
+            raise ValueError(
+                f"data has no targets, and {self.detector!r} fits the classes: give (inputs, targets), or detect by"
+                " 'knn'."
+            )
+        if bool((classes < 0).any()):
+            raise ValueError(f"targets hold {int(classes.min())}: expected class indices 0, 1, ...")
+        return classes
 
     def _ready(self, source: FeatureSource) -> _Scorer:
         if self.detector in _UNFITTED:

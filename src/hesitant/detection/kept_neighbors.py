@@ -11,7 +11,7 @@ class NeighborDistance:
     """:class:`~hesitant.nn.NearestNeighbors` of at most ``max_inputs`` training features, the ``k``-th nearest."""
 
     def __init__(self, *, k: int = 1, max_inputs: int = 50_000) -> None:
-        self._options: dict[str, Any] = {"num_neighbors": k, "max_inputs": max_inputs}
+        self._options: dict[str, Any] = {"k": k, "max_inputs": max_inputs}
         self._neighbors = NearestNeighbors(1, **self._options)  # here, to refuse what it refuses
         self.max_inputs: int | None = max_inputs
 

@@ -90,8 +90,12 @@ class ScaledEnergy:
     max_inputs: int | None = None
 
     def __init__(self, head: LinearHead, *, percentile: float = 0.65) -> None:
-        if not 0 <= percentile < 1:
-            raise ValueError(f"percentile={percentile!r} is not in [0, 1): the largest 1 - percentile are summed.")
+        width = head.weight.shape[1]
+        if not 0 <= percentile < 1 or round(width * percentile) == width:
+            raise ValueError(
+                f"percentile={percentile!r} leaves none of {width} features: expected a share in [0, 1) of those that"
+                " are not summed."
+            )
         self._head = head
         self._detector = library().SCALE(None, head=lambda maps: head(maps.flatten(1)), percentile=percentile)
 
@@ -161,9 +165,34 @@ class ClassDensities:
         return in_chunks(self._detector.predict_features, features, self._numbers)
 
 
-def logit_detector(name: str, **options: Any) -> Callable[[Tensor], Tensor]:
-    """Answers what scores logits ``(B, C)``: :class:`EnergyBased`, ``GEN``, ``MaxLogit`` or ``MaxSoftmax``."""
-    detector = getattr(library(), name)(None, **options)
+def energy() -> Callable[[Tensor], Tensor]:
+    """Answers what scores logits ``(B, C)`` by ``-log sum_c exp f_c`` (Liu et al. 2020, NeurIPS)."""
+    return _of_logits(library().EnergyBased(None))
+
+
+def gen(*, gamma: float = 0.1, M: int | None = None) -> Callable[[Tensor], Tensor]:
+    """Answers what scores logits ``(B, C)`` by ``mean_c (p_c (1 - p_c))^gamma`` of the M largest probabilities.
+
+    Source: Liu et al. 2023, "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection", CVPR.
+    """
+    if isinstance(gamma, (str, bool)) or not 0 < gamma < 1:
+        raise ValueError(f"gamma={gamma!r} is not in (0, 1): the smaller, the more do small probabilities count.")
+    if M is not None and (not isinstance(M, int) or isinstance(M, bool) or M < 1):
+        raise ValueError(f"M={M!r} is no integer of at least 1: it counts the classes; None takes all.")
+    return _of_logits(library().GEN(None, gamma=gamma, M=M))
+
+
+def max_logit() -> Callable[[Tensor], Tensor]:
+    """Answers what scores logits ``(B, C)`` by ``-max_c f_c`` (Hendrycks et al. 2022, ICML)."""
+    return _of_logits(library().MaxLogit(None))
+
+
+def max_softmax() -> Callable[[Tensor], Tensor]:
+    """Answers what scores logits ``(B, C)`` by ``-max_c p_c`` (Hendrycks and Gimpel 2017, ICLR)."""
+    return _of_logits(library().MaxSoftmax(None))
+
+
+def _of_logits(detector: Any) -> Callable[[Tensor], Tensor]:
     score: Callable[[Tensor], Tensor] = detector.predict_logits
     return score
 

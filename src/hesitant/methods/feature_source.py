@@ -144,7 +144,7 @@ class FeatureSource:
         linear._forward_pre_hooks_with_kwargs = OrderedDict(linear._forward_pre_hooks_with_kwargs)
 
         def tell(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            listener((args[0] if args else kwargs["input"]).detach())
+            listener((args[0] if args else kwargs["input"]).detach().clone())  # the model may write to it afterwards
 
         linear.register_forward_pre_hook(tell, with_kwargs=True)
         return double

@@ -24,7 +24,7 @@ from hesitant.nn.posterior_factor import CovarianceError
 from hesitant.nn.recording import GaussianProcessCall, recorded
 from hesitant.nn.spectral_norm import NormBound as NormBound
 from hesitant.nn.spectral_norm import SpectralNormalizer
-from hesitant.nn.uniform_sample import UniformSample as UniformSample
+from hesitant.nn.uniform_sample import UniformSample
 from hesitant.nn.weight_watch import WeightsLoaded as WeightsLoaded
 from hesitant.nn.weight_watch import WeightWatch
 
@@ -39,6 +39,7 @@ __all__ = [
     "RandomFeatureGaussianProcess",
     "SpectralBoundWarning",
     "SpectralNormalizer",
+    "UniformSample",
     "WeightWatch",
     "mean_field_logits",
     "recorded",

@@ -36,7 +36,7 @@ class NearestNeighbors(nn.Module):
 
     Args:
         in_features: D, the width of the features.
-        num_neighbors: k. With 1 a single training input vouches for what is near it, a mislabelled one too; a larger
+        k: k. With 1 a single training input vouches for what is near it, a mislabelled one too; a larger
             one asks for so many, and must be below the size of the smallest class.
         max_inputs: How many training features to keep.
         device: Where they are.
@@ -54,17 +54,17 @@ class NearestNeighbors(nn.Module):
         self,
         in_features: int,
         *,
-        num_neighbors: int = 1,
+        k: int = 1,
         max_inputs: int = 50_000,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("in_features", in_features), ("num_neighbors", num_neighbors), ("max_inputs", max_inputs)):
+        for name, value in (("in_features", in_features), ("k", k), ("max_inputs", max_inputs)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r} is no integer of at least 1.")
-        if num_neighbors > max_inputs:
-            raise ValueError(f"num_neighbors={num_neighbors} is above max_inputs={max_inputs}: keep more inputs.")
-        self.in_features, self.num_neighbors, self.max_inputs = in_features, num_neighbors, max_inputs
+        if k > max_inputs:
+            raise ValueError(f"k={k} is above max_inputs={max_inputs}: keep more inputs.")
+        self.in_features, self.k, self.max_inputs = in_features, k, max_inputs
         self.register_buffer("inputs", torch.empty(0, in_features, device=device))
 
     def sample(self, seed: int = 0) -> UniformSample:
@@ -82,9 +82,9 @@ class NearestNeighbors(nn.Module):
             raise ValueError(f"features have shape {tuple(features.shape)}: expected (n, {self.in_features}).")
         if len(features) > self.max_inputs:
             raise ValueError(f"{len(features)} features are more than max_inputs={self.max_inputs}: take a sample().")
-        if len(features) < self.num_neighbors:
+        if len(features) < self.k:
             raise ValueError(
-                f"num_neighbors={self.num_neighbors} is more than the {len(features)} inputs of the data: ask for fewer"
+                f"k={self.k} is more than the {len(features)} inputs of the data: ask for fewer"
                 " neighbours, or give more data."
             )
         if not bool(torch.isfinite(features).all()):
@@ -109,17 +109,17 @@ class NearestNeighbors(nn.Module):
 
     def extra_repr(self) -> str:
         """Answers the module's line in ``print(model)``."""
-        return f"{self.in_features}, num_neighbors={self.num_neighbors}, inputs={len(self.inputs)} of {self.max_inputs}"
+        return f"{self.in_features}, k={self.k}, inputs={len(self.inputs)} of {self.max_inputs}"
 
     # ---------------------------------------------------------------- inside
 
     def _distances(self, rows: Tensor, known: Tensor) -> Tensor:
-        candidates = min(self.num_neighbors + _SPARE, len(known))
+        candidates = min(self.k + _SPARE, len(known))
         nearest = (rows @ known.T).topk(candidates).indices  # (b, k + spare)
         distances = torch.stack(
             [torch.linalg.vector_norm(rows.double() - known[column].double(), dim=-1) for column in nearest.unbind(1)]
         )
-        return distances.sort(0).values[self.num_neighbors - 1]
+        return distances.sort(0).values[self.k - 1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NearestNeighbors":
         """Moves to a device as any module, but stays in float32."""
