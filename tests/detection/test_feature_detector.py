@@ -515,3 +515,16 @@ def test_the_package_is_imported_only_when_it_is_used() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", DETECTORS)
+def test_on_a_gpu_it_answers_as_on_the_cpu(name: Any) -> None:
+    if name not in OWN:
+        pytest.importorskip("pytorch_ood")
+    here = FeatureDetector(network(), name).fit((X, Y))
+    expected = here.predict(FAR).ood_score
+    there = FeatureDetector(network().to("cuda"), name).fit((X, Y)).predict(FAR)
+    assert there.ood_score.device.type == "cuda"
+    near = 1e-3 * float(expected.abs().max())
+    torch.testing.assert_close(there.ood_score.cpu(), expected, rtol=1e-3, atol=near)
