@@ -74,6 +74,18 @@ def covariances(distributed: bool) -> dict[str, Tensor]:
     return answer
 
 
+def neighbors() -> dict[str, Tensor]:
+    """What is kept of so many inputs where there is room for so many."""
+    answer: dict[str, Tensor] = {}
+    for size, room in ((2, 50), (61, 50_000), (61, 20)):
+        method = sngp(ood_score="knn")
+        assert method.neighbors is not None
+        method.neighbors.max_inputs = room
+        method.fit_covariance(X[:size], batch_size=5)
+        answer[f"{room} of {size}"] = method.neighbors.inputs
+    return answer
+
+
 def steps(model: nn.Module, rank: int, workers: int, count: int = 4) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
     model.train()
@@ -104,7 +116,7 @@ def work(rank: int, workers: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers, timeout=timedelta(seconds=60)
     )
-    answer: dict[str, Any] = {"covariances": covariances(distributed=True)}
+    answer: dict[str, Any] = {"covariances": covariances(distributed=True), "neighbors": neighbors()}
 
     method = sngp(normed(), norm_bound=0.9)
     parallel = DistributedDataParallel(method)
@@ -173,6 +185,19 @@ def test_the_covariance_is_that_of_one_worker(answers: list[dict[str, Any]]) -> 
         for name, precision in answer["covariances"].items():
             one = expected[name.replace("DistributedSampler", "Dataset")]
             assert (precision - one).abs().max() <= 1e-6 * one.abs().max(), name
+
+
+def test_the_neighbours_are_those_of_all_workers(answers: list[dict[str, Any]]) -> None:
+    alone = neighbors()
+    for answer in answers:
+        for name, kept in answer["neighbors"].items():
+            assert torch.equal(kept, answers[0]["neighbors"][name])  # the same on every worker
+            nearest = torch.cdist(kept, alone["50000 of 61"]).min(1)
+            assert float(nearest.values.max()) < 1e-3  # of the training data
+            assert len(kept) == min(*map(int, name.split(" of ")))
+            assert len(nearest.indices.unique()) == len(kept) or name == "50000 of 61"
+        shared = torch.cdist(alone["50000 of 61"], answer["neighbors"]["50000 of 61"]).amin(1)
+        assert float(shared.max()) < 1e-3  # all of it
 
 
 def assert_alike(states: list[dict[str, Tensor]]) -> None:

@@ -1,14 +1,17 @@
 """The methods, one file each, with one interface: Deterministic, SNGP, MCDropout, DeepEnsemble.
 
 What they share stands beside them: how a model is asked (``wrapper``), what its outputs are (``outputs``), temperature
-(``temperature``), a double of a model so that no call writes onto it (``replica``), seeds (``random_state``). The
-inside of each is a room of its own: ``gaussian_head`` of SNGP, ``dropout`` of MC dropout, ``members`` of the ensemble.
-``training`` trains the methods, ``evaluation`` asks them.
+(``temperature``), a double of a model so that no call writes onto it (``replica``), seeds (``random_state``); and what
+detectors ask of them, the features that a classifier is given (``feature_source``). The inside of each is a room of its
+own: ``gaussian_head`` of SNGP, ``dropout`` of MC dropout, ``members`` of the ensemble. ``training`` trains the methods,
+``detection`` and ``evaluation`` ask them.
 Names imported ``as`` themselves are for other rooms, not for users.
 """
 
+from hesitant.methods.calibration_digest import calibration_digest as calibration_digest
 from hesitant.methods.deep_ensemble import DeepEnsemble
 from hesitant.methods.deterministic import Deterministic
+from hesitant.methods.feature_source import FeatureSource as FeatureSource
 from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.outputs import OutputProbe as OutputProbe
 from hesitant.methods.outputs import Outputs as Outputs
@@ -18,6 +21,7 @@ from hesitant.methods.random_state import derived_seed as derived_seed
 from hesitant.methods.sngp import SNGP, FrozenHeadWarning
 from hesitant.methods.temperature import Tempered as Tempered
 from hesitant.methods.temperature import forget_calibrations as forget_calibrations
+from hesitant.methods.wrapper import Gathered as Gathered
 from hesitant.methods.wrapper import ModelWrapper as ModelWrapper
 
 __all__ = ["SNGP", "DeepEnsemble", "Deterministic", "FrozenHeadWarning", "MCDropout"]

@@ -214,7 +214,8 @@ class DeepEnsemble(Tempered):
         Its ``class_std`` is the standard deviation over members, and over the samples of members that sample: total
         uncertainty is that of the mean, aleatoric the mean over members and samples, epistemic their difference. Its
         ``logits`` are the mean of the members' before any temperature, where all have some. An ensemble of SNGPs also
-        has ``logit_variance``: the mean of their variances plus the variance of their means.
+        has ``logit_variance``: the mean of their variances plus the variance of their means. Its ``ood_score`` is the
+        mean of the members' distances where all of them are SNGPs with ``ood_score="knn"``.
 
         Args:
             inputs: A tensor, a list or a dict of several, ``(inputs, targets)``, a Dataset, a DataLoader, a list of
@@ -336,12 +337,14 @@ class DeepEnsemble(Tempered):
             if all("logit_variance" in prediction.available for prediction in predictions):
                 within = torch.stack([prediction.logit_variance for prediction in predictions]).mean(0)
                 variance = within + means.var(0, correction=0)
+        by_distance = all(isinstance(member, SNGP) and member.neighbors is not None for member in self.members)
         return Prediction(
             mixture.probs,
             targets=predictions[0].targets,
             log_probs=mixture.log_probs,
             logits=logits,
             energy=energy,
+            ood_score=torch.stack([each.ood_score for each in predictions]).mean(0) if by_distance else None,
             logit_variance=variance,
             expected_entropy=mixture.expected_entropy if split else None,
             class_std=mixture.class_std if split else None,

@@ -1,7 +1,7 @@
 """SNGP: a distance-aware classifier from a single model and a single forward pass."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -11,14 +11,16 @@ from hesitant.inputs import Batch, as_class_targets, batches
 from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.gaussian_head import (
     FittedWeights,
+    OodScore,
     ReplacedClassifier,
-    continuation,
     counted_features,
     find_classifier,
     gaussian_process_in,
+    keep,
     monte_carlo,
-    only_call,
-    repeating,
+    neighbors_for,
+    posterior_of,
+    sample_for,
     summed_contributions,
 )
 from hesitant.methods.outputs import Outputs, require_kind
@@ -32,7 +34,6 @@ from hesitant.nn import (
     CovarianceError,
     CovarianceState,
     GaussianLogits,
-    GaussianProcessCall,
     LayerSelection,
     NormBound,
     RandomFeatureGaussianProcess,
@@ -105,6 +106,9 @@ class SNGP(ModelWrapper):
         temperature: What divides the mean-field logits, and each draw, in eval mode (see :attr:`temperature`). The
             ``logits`` and the ``logit_variance`` of a prediction are those of the posterior, before it.
         outputs: ``"probabilities"`` for a model that ends in a softmax or a sigmoid, else ``"logits"``.
+        ood_score: What ``prediction.ood_score`` is: ``"dempster_shafer"``, of the mean-field logits, or ``"knn"``, the
+            distance to the nearest training input (:class:`~hesitant.nn.NearestNeighbors`): :meth:`fit_covariance`
+            keeps the features of at most 50,000 inputs, a uniform sample, and a state dict holds them.
         gp_options: Options of :class:`~hesitant.nn.RandomFeatureGaussianProcess`, such as ``ridge_penalty``,
             ``momentum``, ``mean_field_factor``. Unless given, ``num_inducing`` is 2,048 for more than 100 classes or
             1,024 features and else 1,024, ``kernel_scale`` ``"median"``, ``random_features`` ``"orthogonal"``, and
@@ -129,6 +133,7 @@ class SNGP(ModelWrapper):
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
         outputs: Outputs = "logits",
+        ood_score: OodScore = "dempster_shafer",
         **gp_options: Any,
     ) -> None:
         if norm_bound is None and (only is not None or exclude):
@@ -148,6 +153,7 @@ class SNGP(ModelWrapper):
         super().__init__(model if name else gp, temperature=temperature, outputs=outputs)
         self.classifier_name = name
         self._replaced = ReplacedClassifier(linear)
+        self.ood_score, self.neighbors = ood_score, neighbors_for(ood_score, gp)
         self.spectral_normalizer = (
             None
             if norm_bound is None
@@ -158,7 +164,8 @@ class SNGP(ModelWrapper):
         self.register_load_state_dict_post_hook(_factor_what_was_loaded)
         # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
         self._ddp_params_and_buffers_to_ignore = [
-            f"{self._laplace_prefix('model.')}{name}" for name, _ in gp.laplace.named_buffers()
+            *(f"{self._laplace_prefix('model.')}{name}" for name, _ in gp.laplace.named_buffers()),
+            "neighbors.inputs",
         ]
 
     @property
@@ -222,7 +229,7 @@ class SNGP(ModelWrapper):
 
     def calibration_state(self) -> tuple[Any, ...]:
         """Answers what tells this method's scores from those of another."""
-        return *super().calibration_state(), self.outputs, self.gp.mean_field_factor
+        return *super().calibration_state(), self.outputs, self.gp.mean_field_factor, self.ood_score
 
     @property
     def uncalibrated_factor(self) -> float | None:
@@ -299,8 +306,10 @@ class SNGP(ModelWrapper):
                 num_iterations=max(1, self.spectral_normalizer.warm_up_iterations), force=True
             )
         self.start_from_classifier(data, batch_size=batch_size)
-        product, count = summed_contributions(self.model, gp, data, batch_size)
+        sample = sample_for(self.neighbors)
+        product, count = summed_contributions(self.model, gp, data, batch_size, sample)
         gp.replace_covariance(product, count)
+        keep(self.neighbors, sample)
         self.fitted_weights.note(self.model, self._laplace_prefix())
 
     def predict(
@@ -347,8 +356,12 @@ class SNGP(ModelWrapper):
         seed: int,
         posterior: Literal["mean_field", "monte_carlo"] = "mean_field",
         num_samples: int = 100,
+        listener: Callable[[Tensor], None] | None = None,
     ) -> Prediction:
-        """Answers the Prediction for batches, at a temperature in place of the method's own."""
+        """Answers the Prediction for batches, at a temperature in place of the method's own.
+
+        A listener is told the features ``(B, D)`` of each batch.
+        """
         if posterior not in ("mean_field", "monte_carlo"):
             raise ValueError(f"posterior={posterior!r} is not known: expected 'mean_field' or 'monte_carlo'.")
         if num_samples < 1:
@@ -358,14 +371,18 @@ class SNGP(ModelWrapper):
         self.gp.laplace.require_fitted("predict")
         self.gp.factorize()  # here, for a replica would keep the factor to itself
         model, device = in_eval_mode(self.model), device_of(self.model)
-        outputs, targets, means, variances = Gathered(), Gathered(), Gathered(), Gathered()
+        outputs, targets, means, variances, distances = (Gathered() for _ in range(5))
         for batch in given:
             batch = batch.to(device)
             with recorded() as calls:
                 output = self.output_of(model, batch)
-            gaussian = self._posterior_of(model, batch, calls, output)
+            gaussian, features = posterior_of(model, batch, calls, output, self.outputs)
             outputs.append(output)
             targets.append(as_class_targets(batch.targets))
+            if self.neighbors is not None:
+                distances.append(self.neighbors(features))
+            if listener is not None:
+                listener(features)
             means.append(gaussian.mean.reshape(output.shape))
             variances.append(gaussian.variance.reshape(output.shape))
         answers, mean, variance = outputs.tensor(), means.tensor(), variances.tensor()
@@ -380,8 +397,9 @@ class SNGP(ModelWrapper):
         energy = energy_of_output(mean_field.to(mean.dtype) / temperature)
         if posterior == "monte_carlo":
             generator = torch.Generator(device).manual_seed(seed)
-            return monte_carlo(gaussian, targets.tensor(), num_samples, generator, temperature, energy)
-        return prediction_of(
+            drawn = monte_carlo(gaussian, targets.tensor(), num_samples, generator, temperature, energy)
+            return drawn.with_ood_score(distances.tensor())
+        answer = prediction_of(
             answers,
             self.outputs,
             targets.tensor(),
@@ -391,21 +409,9 @@ class SNGP(ModelWrapper):
             logit_variance=variance,
             split_unavailable=_NO_SPLIT,
         )
+        return answer.with_ood_score(distances.tensor())
 
     # ---------------------------------------------------------------- inside
-
-    def _posterior_of(
-        self, model: nn.Module, batch: Batch, calls: list[GaussianProcessCall], output: Tensor
-    ) -> GaussianLogits:
-        """Answers the Gaussian of the logits that the model answered with."""
-        call = only_call(calls)
-        if call.posterior is None:
-            raise CovarianceError(
-                "predict: the weights moved while the model answered. Call fit_covariance(data) again."
-            )
-        again = repeating(model, batch.args, batch.kwargs)
-        found = continuation(call.output, output, again, probabilities=self.outputs == "probabilities")
-        return GaussianLogits(found.mean(call.posterior.mean), found.variance(call.posterior.variance))
 
     @run_eagerly
     def _verify(self) -> None:

@@ -2,7 +2,8 @@
 
 ``RandomFeatureGaussianProcess`` is a layer with a Laplace approximation of its posterior (``laplace``,
 ``posterior_factor``), which sees when its weights have moved (``weight_watch``); ``SpectralNormalizer`` projects
-weights (``bounded_layers``, ``layer_selection``, ``initial_norms``, ``power_iteration``); the networks are in
+weights (``bounded_layers``, ``layer_selection``, ``initial_norms``, ``power_iteration``); ``NearestNeighbors`` tells
+how far features are from those of the training data, of which a ``UniformSample`` keeps some; the networks are in
 ``models``. ``methods/sngp.py`` puts them together.
 Names imported ``as`` themselves are for other rooms, not for users.
 """
@@ -19,10 +20,12 @@ from hesitant.nn.laplace import LaplaceCovariance
 from hesitant.nn.layer_operator import ConvNorm as ConvNorm
 from hesitant.nn.layer_selection import LayerSelection as LayerSelection
 from hesitant.nn.models import DeepResNet as DeepResNet
+from hesitant.nn.nearest_neighbors import NearestNeighbors
 from hesitant.nn.posterior_factor import CovarianceError
 from hesitant.nn.recording import GaussianProcessCall, recorded
 from hesitant.nn.spectral_norm import NormBound as NormBound
 from hesitant.nn.spectral_norm import SpectralNormalizer
+from hesitant.nn.uniform_sample import UniformSample
 from hesitant.nn.weight_watch import WeightsLoaded as WeightsLoaded
 from hesitant.nn.weight_watch import WeightWatch
 
@@ -33,9 +36,11 @@ __all__ = [
     "GaussianProcessCall",
     "LaplaceCovariance",
     "LayerBound",
+    "NearestNeighbors",
     "RandomFeatureGaussianProcess",
     "SpectralBoundWarning",
     "SpectralNormalizer",
+    "UniformSample",
     "WeightWatch",
     "mean_field_logits",
     "recorded",

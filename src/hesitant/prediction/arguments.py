@@ -8,7 +8,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["as_finite", "as_floating", "as_rows", "as_tensor"]
+__all__ = ["as_finite", "as_floating", "as_part", "as_rows", "as_tensor"]
 
 
 def as_tensor(name: str, value: "Tensor | ArrayLike", *, device: torch.device | None = None) -> Tensor:
@@ -64,6 +64,13 @@ def as_finite(
             f"{'' if minimum is None else f' of at least {minimum:g}'}: look for the input or weight that made it"
         )
     return tensor
+
+
+def as_part(
+    name: str, value: Tensor | None, shape: tuple[int, ...], *, like: Tensor, minimum: float | None = None
+) -> Tensor | None:
+    """`as_finite` of a field that a prediction may lack."""
+    return None if value is None else as_finite(name, value, shape, like=like, minimum=minimum)
 
 
 def as_rows(index: "int | slice | Tensor | ArrayLike", length: int, device: torch.device) -> Tensor | slice:

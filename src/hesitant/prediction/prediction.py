@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hesitant.prediction.arguments import as_finite, as_floating, as_rows
+from hesitant.prediction.arguments import as_finite, as_floating, as_part, as_rows
 from hesitant.prediction.distributions import (
     as_class_indices,
     as_distributions,
@@ -112,12 +112,12 @@ class Prediction:
             log_probs=exact_log(rows) if log_probs is None else as_log_probs("log_probs", log_probs, rows),
             targets=None if targets is None else as_class_indices("targets", targets, rows),
             calibration=calibration,
-            _logits=_part("logits", logits, per_class, like=rows),
-            _energy=_part("energy", energy, per_class[:1], like=rows),
-            _ood_score=_part("ood_score", ood_score, per_class[:1], like=rows.new_empty(0, dtype=torch.float64)),
-            _logit_variance=_part("logit_variance", logit_variance, per_class, like=rows, minimum=0.0),
-            _expected_entropy=_part("expected_entropy", expected_entropy, per_class[:1], like=rows, minimum=0.0),
-            _class_std=_part("class_std", class_std, per_class, like=rows, minimum=0.0),
+            _logits=as_part("logits", logits, per_class, like=rows),
+            _energy=as_part("energy", energy, per_class[:1], like=rows),
+            _ood_score=as_part("ood_score", ood_score, per_class[:1], like=rows.new_empty(0, dtype=torch.float64)),
+            _logit_variance=as_part("logit_variance", logit_variance, per_class, like=rows, minimum=0.0),
+            _expected_entropy=as_part("expected_entropy", expected_entropy, per_class[:1], like=rows, minimum=0.0),
+            _class_std=as_part("class_std", class_std, per_class, like=rows, minimum=0.0),
             _split_unavailable=split_unavailable,
         )
         if self._expected_entropy is not None:
@@ -167,8 +167,8 @@ class Prediction:
         shape = logits.shape
         single = logits.dim() == 1 or shape[1] == 1
         logits = two_class_logits(as_finite("logits", logits, shape, like=logits))
-        mean_logits = _part("mean_logits", mean_logits, shape, like=logits)
-        logit_variance = _part("logit_variance", logit_variance, shape, like=logits, minimum=0.0)
+        mean_logits = as_part("mean_logits", mean_logits, shape, like=logits)
+        logit_variance = as_part("logit_variance", logit_variance, shape, like=logits, minimum=0.0)
         # Not through __init__: what is made of finite logits need not be looked at again.
         probs = torch.softmax(logits, dim=-1)
         return _fill(
@@ -180,7 +180,7 @@ class Prediction:
             _logits=logits if mean_logits is None else two_class_logits(mean_logits),
             _energy=energy_of(logits, single=single)
             if energy is None and (single or mean_logits is not None)
-            else _part("energy", energy, probs.shape[:1], like=probs),
+            else as_part("energy", energy, probs.shape[:1], like=probs),
             _ood_score=None,
             _logit_variance=None if logit_variance is None else two_class_logits(logit_variance),
             _expected_entropy=None,
@@ -301,9 +301,8 @@ class Prediction:
         Raises:
             UnavailableError: the prediction was made from probabilities.
         """
-        if self._energy is None and self._logits is not None:
-            return energy_of(self._logits)
-        return self._given("energy")
+        implied = self._energy is None and self._logits is not None
+        return energy_of(self._given("logits")) if implied else self._given("energy")
 
     @property
     def ood_score(self) -> Tensor:
@@ -352,6 +351,15 @@ class Prediction:
     def with_calibration(self, calibration: str | None) -> "Prediction":
         """The same prediction as made by the method whose digest this is."""
         return self._replace(calibration=calibration)
+
+    def with_ood_score(self, ood_score: Tensor | None) -> "Prediction":
+        """The same prediction with a detector's `ood_score` `(B,)`, floating and finite; None leaves the default.
+
+        Raises:
+            ValueError: its number differs from that of the inputs, or one is not finite.
+        """
+        like = self.probs.new_empty(0, dtype=torch.float64)
+        return self._replace(_ood_score=as_part("ood_score", ood_score, self.probs.shape[:1], like=like))
 
     def to(self, device: torch.device | str) -> "Prediction":
         """The same prediction on `device`."""
@@ -425,8 +433,7 @@ class Prediction:
         return tensor
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Prediction":
-        present = [name for name in _TENSORS if getattr(self, name) is not None]
-        return self._replace(**{name: function(getattr(self, name)) for name in present})
+        return self._replace(**{name: function(t) for name in _TENSORS if (t := getattr(self, name)) is not None})
 
     def _replace(self, **changes: Tensor | str | None) -> "Prediction":
         # Not through __init__: rows that have been checked once need not be checked again.
@@ -441,9 +448,3 @@ def _fill(prediction: Prediction, **values: Tensor | str | None) -> Prediction:
     for name, value in values.items():
         object.__setattr__(prediction, name, value)
     return prediction
-
-
-def _part(
-    name: str, value: Tensor | None, shape: tuple[int, ...], *, like: Tensor, minimum: float | None = None
-) -> Tensor | None:
-    return None if value is None else as_finite(name, value, shape, like=like, minimum=minimum)

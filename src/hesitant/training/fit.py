@@ -96,8 +96,11 @@ def fit(
 
     Raises:
         ValueError: An argument is out of its range, a target is no class, or the loss is NaN.
+        TypeError: ``model`` is no ``torch.nn.Module``.
         ImportError: Accelerate is not installed.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module; of a detector, its method.")
     if epochs < 1 or batch_size < 1 or gradient_accumulation_steps < 1:
         raise ValueError(
             f"epochs={epochs}, batch_size={batch_size} and gradient_accumulation_steps={gradient_accumulation_steps}"

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hesitant
-from hesitant.evaluation import accuracy, aurc, auroc, bootstrap, ece, nll
+from hesitant.evaluation import accuracy, aupr, aurc, auroc, bootstrap, ece, fpr95, nll
 from hesitant.evaluation.comparison.columns import Column, figure_text
 from hesitant.evaluation.comparison.compare import Comparison, Cost, compare
 from hesitant.evaluation.comparison.noise import indistinguishable
@@ -58,7 +58,8 @@ def test_figures_are_those_of_the_metrics(comparison):
         assert figures["nll"] == pytest.approx(nll(prediction))
         assert figures["ece"] == pytest.approx(ece(prediction))
         assert figures["aurc"] == pytest.approx(aurc(prediction))
-        assert figures["auroc.far"] == pytest.approx(auroc(prediction.ood_score, far.ood_score))
+        for metric in (auroc, aupr, fpr95):
+            assert figures[f"{metric.__name__}.far"] == pytest.approx(metric(prediction.ood_score, far.ood_score))
 
 
 def test_costs_are_those_of_the_methods(comparison):

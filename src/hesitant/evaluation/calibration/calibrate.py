@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from hesitant.detection import FeatureDetector
 from hesitant.evaluation.calibration.components import Components, components_of
 from hesitant.evaluation.calibration.likelihood import BOUNDS, Fit, Likelihood, fitted, likelihood
 from hesitant.evaluation.calibration.sample import Held
@@ -65,7 +66,7 @@ class Calibration:
 
 
 def calibrate(
-    model: Tempered,
+    model: Tempered | FeatureDetector,
     data: Any,
     *,
     mean_field_factors: Sequence[float] = MEAN_FIELD_FACTORS,
@@ -112,7 +113,8 @@ def calibrate(
     search takes about 6 MiB, or 40 bytes for each number of one input where that is more.
 
     Args:
-        model: A trained method; it is changed in place. Its mode, weights, buffers and the global random state are not.
+        model: A trained method, or a `FeatureDetector`, whose method is meant; it is changed in place. Its mode,
+            weights, buffers and the global random state are not.
         data: In-domain inputs with targets, apart from those trained on: a Dataset, a DataLoader, or a tuple of
             tensors, the targets last, as for `fit`.
         mean_field_factors: The ladder: these factors and no other, such as `(30.0,)`; `()` keeps the model's own, and
@@ -134,6 +136,8 @@ def calibrate(
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", ICML.
     """
+    if isinstance(model, FeatureDetector):
+        model = model.method
     if not isinstance(model, Tempered):
         raise TypeError(f"model is a {type(model).__name__}: expected a method, such as hesitant.Deterministic(model).")
     for candidate in mean_field_factors:

@@ -12,6 +12,8 @@ from hesitant.detection import Score, uncertainty
 from hesitant.evaluation.metrics import (
     accuracy,
     area,
+    aupr,
+    aupr_of_ranks,
     aurc,
     auroc,
     auroc_of_ranks,
@@ -19,6 +21,8 @@ from hesitant.evaluation.metrics import (
     confidences_and_hits,
     ece,
     error_in_equal_widths,
+    fpr95,
+    fpr95_of_ranks,
     hits,
     log_losses,
     mean,
@@ -95,7 +99,6 @@ COSTS = (
 def measures(ood: Iterable[str], score: Score, ood_score: Score) -> tuple[Measure, ...]:
     """The measures of a comparison with these out-of-domain sets, in the order in which they are shown."""
     ranked_by = score.replace("_", " ")
-    detected_by = "its own out-of-domain score" if ood_score == "ood_score" else ood_score.replace("_", " ")
     return (
         Measure(
             Column("accuracy", "accuracy", 4, True, "Share of inputs whose label is right."),
@@ -125,21 +128,22 @@ def measures(ood: Iterable[str], score: Score, ood_score: Score) -> tuple[Measur
             lambda prediction: (torch.stack(ranked_errors(prediction, None, score)[1:]),),
             lambda ranked: area(*by_rank(ranked)),
         ),
-        *(
-            Measure(
-                Column(
-                    f"auroc.{name}",
-                    f"AUROC, {name}",
-                    4,
-                    True,
-                    f"How often an input of {name} is ranked above one of the data, by {detected_by}.",
-                ),
-                auroc,
-                partial(_scores, name=name, score=ood_score),
-                ranks_of,
-                auroc_of_ranks,
-            )
-            for name in ood
+        *(measure for name in ood for measure in _of_detection(name, ood_score)),
+    )
+
+
+def _of_detection(name: str, score: Score) -> tuple[Measure, ...]:
+    """The measures of how well the inputs of an out-of-domain set are told from the data."""
+    by = "its own out-of-domain score" if score == "ood_score" else score.replace("_", " ")
+    arguments = partial(_scores, name=name, score=score)
+    ranked = f"How often an input of {name} is ranked above one of the data, by {by}."
+    found = f"Mean precision over all recalls in finding the inputs of {name} among the data, by {by}."
+    mistaken = f"Share of the data that is taken for {name} where 95 % of {name} are found, by {by}."
+    return (
+        Measure(Column(f"auroc.{name}", f"AUROC, {name}", 4, True, ranked), auroc, arguments, ranks_of, auroc_of_ranks),
+        Measure(Column(f"aupr.{name}", f"AUPR, {name}", 4, True, found), aupr, arguments, ranks_of, aupr_of_ranks),
+        Measure(
+            Column(f"fpr95.{name}", f"FPR95, {name}", 4, False, mistaken), fpr95, arguments, ranks_of, fpr95_of_ranks
         ),
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from hesitant.detection import Score, uncertainty
+from hesitant.detection import FeatureDetector, Score, uncertainty
 from hesitant.evaluation.comparison.columns import COSTS, Column, Cost, measures
 from hesitant.evaluation.comparison.noise import indistinguishable
 from hesitant.evaluation.comparison.table import as_markdown, as_text
@@ -54,7 +54,7 @@ class Comparison:
         best: of each column, the methods that are marked.
         inputs: the inputs themselves by their place, where they are known.
         ood_inputs: the same of each out-of-domain set.
-        ood_score: what out-of-domain inputs are detected by, for AUROC, as in `uncertainty`.
+        ood_score: what out-of-domain inputs are detected by, for AUROC, AUPR and FPR95, as in `uncertainty`.
     """
 
     predictions: Mapping[str, Prediction]
@@ -89,8 +89,8 @@ class Comparison:
             ood: of each out-of-domain set, by its name, the prediction of each method; targets are not looked at.
             score: what the data are ranked by for AURC, and by the policies of `recommend`. Every method must have it:
                 `"confidence"`, `"ood_score"` and `"predictive_entropy"` are there for all.
-            ood_score: what out-of-domain inputs are detected by, for AUROC and by the guard of `recommend`; by default
-                each method's own, `prediction.ood_score`.
+            ood_score: what out-of-domain inputs are detected by, for AUROC, AUPR, FPR95 and by the guard of
+                `recommend`; by default each method's own, `prediction.ood_score`.
             costs: of the methods for which they are known.
             confidence_intervals: whether figures come with standard errors and intervals, which takes seconds.
             inputs: what the predictions are of, to be shown in a report.
@@ -227,13 +227,13 @@ def compare(
 
     Args:
         methods: by the name to show, anything with a `predict` that answers a `Prediction`: `hesitant.SNGP`,
-            `hesitant.DeepEnsemble`, `hesitant.Deterministic(model)` ...
+            `hesitant.DeepEnsemble`, `hesitant.Deterministic(model)`, a `hesitant.detection.FeatureDetector` ...
         data: held-out inputs with their targets: `(inputs, targets)`, a dict of tensors with `labels`, a Dataset, a
             DataLoader, a list of examples, as for `fit`.
         ood: out-of-domain data, by the name to show: as `data`, its targets ignored, or a tensor.
         score: what the data are ranked by for AURC, as in `uncertainty`: by the confidence, for AURC is about errors.
-        ood_score: what out-of-domain inputs are detected by, for AUROC, as in `uncertainty`; by default each method's
-            own, `prediction.ood_score`.
+        ood_score: what out-of-domain inputs are detected by, for AUROC, AUPR and FPR95, as in `uncertainty`; by default
+            each method's own, `prediction.ood_score`.
         histories: what `fit` answered, for the training time of the methods that have one.
         predict_options: of each method that needs them, options of its `predict`: `{"SNGP": {"posterior": ...}}`.
         confidence_intervals: whether figures come with standard errors and intervals, which takes seconds.
@@ -283,7 +283,7 @@ def compare(
             of_others[other][name] = predict(given)
         costs[name] = Cost(
             milliseconds=_milliseconds(predict, inputs),
-            parameters=sum(p.numel() for p in method.parameters()) if isinstance(method, nn.Module) else None,
+            parameters=_num_parameters(method),
             training_seconds=trained[name].seconds if name in trained else None,
         )
     return Comparison.from_predictions(
@@ -297,6 +297,11 @@ def compare(
         ood_inputs=others,
         seed=seed,
     )
+
+
+def _num_parameters(method: Any) -> int | None:
+    model = method.method if isinstance(method, FeatureDetector) else method
+    return sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else None
 
 
 def _milliseconds(predict: Callable[[Any], Prediction], inputs: RepeatableData) -> float:

@@ -17,7 +17,15 @@ from hesitant.evaluation.metrics.calibration_error import (
     reliability,
 )
 from hesitant.evaluation.metrics.classification import accuracy, brier, hits, log_losses, mean, nll
-from hesitant.evaluation.metrics.detection import aupr, auroc, auroc_of_ranks, fpr95, ranks_of
+from hesitant.evaluation.metrics.detection import (
+    aupr,
+    aupr_of_ranks,
+    auroc,
+    auroc_of_ranks,
+    fpr95,
+    fpr95_of_ranks,
+    ranks_of,
+)
 from hesitant.evaluation.metrics.selective import (
     RiskCoverage,
     area,
@@ -37,6 +45,7 @@ __all__ = [
     "area",
     "as_scores",
     "aupr",
+    "aupr_of_ranks",
     "aurc",
     "auroc",
     "auroc_of_ranks",
@@ -49,6 +58,7 @@ __all__ = [
     "ece",
     "error_in_equal_widths",
     "fpr95",
+    "fpr95_of_ranks",
     "hits",
     "known_targets",
     "log_losses",

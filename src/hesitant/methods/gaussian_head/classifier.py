@@ -59,8 +59,8 @@ def find_classifier(model: nn.Module, name: str | None = None, example_input: An
         return _without_adapter(model, name)
     if not linears:
         raise ValueError(
-            f"model={type(model).__name__} has no Linear that could be its classifier: SNGP replaces the last one by a"
-            " Gaussian process. Flatten the features and end the model in nn.Linear(features, classes)."
+            f"model={type(model).__name__} has no Linear that could be its classifier: flatten the features and end the"
+            " model in nn.Linear(features, classes)."
         )
     if example_input is not None:
         return _without_adapter(model, _one_of(makers_in_a_run(model, linears, example_input), linears, None))

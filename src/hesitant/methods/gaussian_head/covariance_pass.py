@@ -11,16 +11,20 @@ from hesitant.methods.gaussian_head.features import counted_features
 from hesitant.methods.gaussian_head.workers import raise_together, share_weights
 from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.wrapper import device_of
-from hesitant.nn import RandomFeatureGaussianProcess, recorded
+from hesitant.nn import RandomFeatureGaussianProcess, UniformSample, recorded
 
 
 def summed_contributions(
-    model: nn.Module, gp: RandomFeatureGaussianProcess, data: Any, batch_size: int | None
+    model: nn.Module,
+    gp: RandomFeatureGaussianProcess,
+    data: Any,
+    batch_size: int | None,
+    sample: UniformSample | None = None,
 ) -> tuple[Tensor, int]:
     """Answers ``sum_i w_i phi_i phi_i^T`` over all data, ``(M, M)`` float64, and the number of inputs.
 
     Nothing of the layer changes but its kernel scale, if that is undecided. All workers of a run call this: each takes
-    its share of the data, with the weights of the first.
+    its share of the data, with the weights of the first. A sample is given the features of that share.
 
     Raises:
         ValueError: The data is empty or holds NaN or Inf.
@@ -31,7 +35,7 @@ def summed_contributions(
     count = torch.zeros((), dtype=torch.float64, device=product.device)
     failure: Exception | None = None
     try:
-        _sum_over_share(model, gp, data, batch_size, product, count)
+        _sum_over_share(model, gp, data, batch_size, product, count, sample)
     except Exception as error:
         failure = error
     raise_together(failure, product.device)
@@ -51,6 +55,7 @@ def _sum_over_share(
     batch_size: int | None,
     product: Tensor,
     count: Tensor,
+    sample: UniformSample | None,
 ) -> None:
     model, device = in_eval_mode(model), device_of(model)
     if gp.is_open and several_workers():
@@ -64,6 +69,9 @@ def _sum_over_share(
         with recorded(plain=True) as calls:
             answer = model(*batch.args, **batch.kwargs)
         for call in calls:
-            summed, number = gp.contribution(counted_features(model, call, answer, batch.args, batch.kwargs))
+            features = counted_features(model, call, answer, batch.args, batch.kwargs)
+            summed, number = gp.contribution(features)
             product += summed
             count += number
+            if sample is not None:
+                sample.add(features.flatten(0, -2).float())

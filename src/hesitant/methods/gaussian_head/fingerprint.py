@@ -9,13 +9,15 @@ _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that multiplying by it loses no bit
 _MASK = 2**63 - 1
 
 
-def fingerprint(model: nn.Module, without: str) -> int:
+def fingerprint(model: nn.Module, without: str = "") -> int:
     """Answers a 63-bit number of the bits of all parameters and saved buffers but those under the prefix ``without``.
+
+    An empty prefix leaves nothing out.
 
     Sums of integers do not depend on their order, so the number is the same on every device. It reads the weights once:
     optimizers that write without telling autograd, weights loaded, averaged, moved about or set by hand all show.
     """
-    tensors = [t for name, t in model.state_dict(keep_vars=True).items() if not name.startswith(without)]
+    tensors = [t for name, t in model.state_dict(keep_vars=True).items() if not (without and name.startswith(without))]
     sums = [bit_sum(tensor) for tensor in tensors]
     answer = 0
     # One device as a rule: a copy to the host for each tensor would make a GPU wait as many times.
