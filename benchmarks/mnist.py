@@ -175,6 +175,7 @@ def train_classic(recipe: Recipe, images: Images, seed: int, num_members: int, d
             epochs=EPOCHS,
             batch_size=BATCH_SIZE,
             optimizer=recipe.optimizer,
+            scheduler=None,
             seed=1000 * seed + index,
             device=device,
             progress=False,

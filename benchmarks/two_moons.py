@@ -68,6 +68,8 @@ def train_tutorial_sngp(task: Task) -> tuple[Predictor, History]:
         kernel_scale=1.0,
         momentum=1.0,
         l2_penalty=1e-6,
+        random_features="gaussian",
+        parametrization="standard",
         generator=generator,
     )
     with warnings.catch_warnings():
@@ -88,6 +90,7 @@ def _tutorial_fit(model: nn.Module, task: Task) -> History:
         epochs=100,
         batch_size=128,
         optimizer=tutorial_adam,
+        scheduler=None,
         seed=task.seed,
         device=task.device,
         progress=False,

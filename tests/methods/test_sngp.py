@@ -221,6 +221,7 @@ def test_the_variance_is_carried_through_what_is_linear_in_the_logits() -> None:
         unfitted(Wraps(lambda z: z), classifier="classifier"),
         unfitted(Wraps(lambda z: 10 * z + 1), classifier="classifier"),
     )
+    plain.start_from_classifier(X)  # or it would, and the one that is given its weights not
     scaled.load_state_dict(plain.state_dict())
     for method in (plain, scaled):
         method.fit_covariance(X)

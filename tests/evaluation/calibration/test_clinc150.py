@@ -45,7 +45,7 @@ def test_calibrate_keeps_sngp_on_and_costs_next_to_nothing() -> None:
     train, validation = split("train", 2), split("val")
     torch.manual_seed(0)
     model = SNGP(nn.Sequential(nn.Linear(384, 256), nn.ReLU(), nn.Dropout(0.1), nn.Linear(256, 50)))
-    fit(model, train, epochs=15, learning_rate=3e-3, progress=False)
+    fit(model, train, epochs=15, progress=False)
     least = calibrate(model, validation, mean_field_factors=(0.0,)).nll_after
     model.forget_calibration()
     answer = calibrate(model, validation)
