@@ -91,6 +91,15 @@ def test_layers_answer_what_they_are_given():
     assert gp.covariance_state == "fitted"
 
 
+def test_what_is_written_over_the_inputs_later_is_not_recorded():
+    gp, x = fitted(), inputs()
+    before = x.clone()
+    with recorded() as calls:
+        gp(x)
+        x.zero_()
+    assert torch.equal(calls[0].inputs, before)
+
+
 def test_nested_recordings_do_not_meet():
     gp = fitted()
     with recorded() as outer:

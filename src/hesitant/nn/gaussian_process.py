@@ -17,7 +17,7 @@ from hesitant.nn.likelihood import MEAN_FIELD, Likelihood, check_likelihood, dat
 from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
 from hesitant.nn.random_feature_layer import Parametrization, RandomFeatureLayer
 from hesitant.nn.random_features import RandomFeatureKind
-from hesitant.nn.recording import GaussianProcessCall, current_recording
+from hesitant.nn.recording import current_recording
 
 
 class RandomFeatureGaussianProcess(RandomFeatureLayer):
@@ -183,7 +183,7 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
                     likelihood = MEAN_FIELD[self.likelihood]
                     output = self._like_input(posterior.mean_field_logits(self.mean_field_factor, likelihood), x)
         if recording is not None:
-            recording.calls.append(GaussianProcessCall(self, x, posterior, output))
+            recording.note(self, x, posterior, output)
         return output
 
     def posterior(self, x: Tensor) -> GaussianLogits:

@@ -30,6 +30,10 @@ class Recording:
     answering: Iterator[Tensor] | None
     calls: list[GaussianProcessCall] = field(default_factory=list)
 
+    def note(self, layer: nn.Module, inputs: Tensor, posterior: GaussianLogits | None, output: Tensor) -> None:
+        """Notes a call, with a copy of its inputs: the model may write over them afterwards."""
+        self.calls.append(GaussianProcessCall(layer, inputs.detach().clone(), posterior, output))
+
     def answer(self) -> Tensor | None:
         """Answers what the next forward is to answer, or None: its own.
 

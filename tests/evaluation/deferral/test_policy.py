@@ -475,6 +475,12 @@ def test_a_guard_is_saved_and_ranks_by_the_score_that_it_is_given(tmp_path):
     assert bool(kept[policy.accept(known)].all())
 
 
+def test_a_guard_by_a_score_that_tells_nothing_apart_is_refused():
+    same = Prediction(probs=torch.full((50, 2), 0.5), targets=torch.zeros(50, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"guard is 0\.1, and the ood_score of all 50 inputs is .*: it tells none"):
+        DeferralPolicy.calibrate(same, max_risk=0.5, guard=0.1)
+
+
 def test_so_few_inputs_that_a_guard_is_less_than_one_guard_nothing():
     known = known_and_unknown(100)[0]
     policy = DeferralPolicy.calibrate(known, budget=0.5, guard=0.005)

@@ -191,6 +191,11 @@ class DeferralPolicy:
         scores = _scores(prediction, guard_score)
         set_aside = math.floor(round(guard * (len(scores) + 1), 9))  # of the inputs and a new one
         ceiling = scores.sort().values[len(scores) - set_aside].item() if set_aside > 0 else math.inf
+        if not bool((scores < ceiling).any()):
+            raise ValueError(
+                f"guard is {guard:g}, and the {guard_score} of all {len(scores)} inputs is {ceiling:g}: it tells none"
+                " of them apart, and would set all aside. Guard by another score, or not (guard=0)"
+            )
         if targets is not None:
             prediction = prediction.with_targets(targets)
         policy = cls.calibrate(
