@@ -12,6 +12,7 @@ from torch import Tensor
 from hesitant.nn.compilation import exporting, run_eagerly
 from hesitant.nn.fit_validity import FitValidity
 from hesitant.nn.gaussian_logits import GaussianLogits
+from hesitant.nn.gram import add_gram, mirror
 from hesitant.nn.laplace import CovarianceFit, CovarianceState, LaplaceCovariance, described, unfitted_error
 from hesitant.nn.likelihood import MEAN_FIELD, Likelihood, check_likelihood, data_weights
 from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
@@ -268,10 +269,22 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
     def contribution(self, x: Tensor) -> tuple[Tensor, int]:
         """Answers ``sum_i w_i phi_i phi_i^T`` of training inputs ``(..., D)``, ``(M, M)`` float64, and their number.
 
-        Nothing is added: whoever goes through all the data sums these and hands the sum to :meth:`replace_covariance`.
-
         Raises:
             ValueError: As :meth:`update`.
+        """
+        product = torch.zeros_like(self.laplace.data_precision)
+        count = self.add_contribution(product, x)
+        return mirror(product), count
+
+    @torch.no_grad()
+    def add_contribution(self, total: Tensor, x: Tensor) -> int:
+        """Adds the contribution of training inputs ``(..., D)`` to a sum of one's own, and answers their number.
+
+        Whoever goes through all the data hands the sum to :meth:`replace_covariance`. Of ``total``, ``(M, M)`` float64
+        and symmetric, what lies below the diagonal is left out.
+
+        Raises:
+            ValueError: As :meth:`update`. Nothing was added.
         """
         self._prepare(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -282,12 +295,14 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
             weighted = wide
             if self.likelihood != "gaussian":
                 weighted = wide * data_weights(self.likelihood, self._mean(features).double())
-            return (wide.T @ weighted).mul_(self.feature_scale**2), len(features)
+            add_gram(total, wide, weighted, self.feature_scale**2)
+            return len(features)
 
     @torch.no_grad()
     def replace_covariance(self, product: Tensor, count: int) -> None:
         """Puts the sum over all the data, ``(M, M)`` float64, and its ``count`` in place of the covariance, factored.
 
+        Of the sum, which is symmetric, nothing below the diagonal is read.
         Who evaluates meanwhile gets the old covariance until all of it is done. The weights that it belongs to are
         those of now.
 

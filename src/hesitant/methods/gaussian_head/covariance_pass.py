@@ -19,6 +19,7 @@ def summed_contributions(
 ) -> tuple[Tensor, int]:
     """Answers ``sum_i w_i phi_i phi_i^T`` over all data, ``(M, M)`` float64, and the number of inputs.
 
+    Of the sum, which is symmetric, what lies below the diagonal is left out.
     Nothing of the layer changes but its kernel scale, if that is undecided. All workers of a run call this: each takes
     its share of the data, with the weights of the first.
 
@@ -64,6 +65,4 @@ def _sum_over_share(
         with recorded(plain=True) as calls:
             answer = model(*batch.args, **batch.kwargs)
         for call in calls:
-            summed, number = gp.contribution(counted_features(model, call, answer, batch.args, batch.kwargs))
-            product += summed
-            count += number
+            count += gp.add_contribution(product, counted_features(model, call, answer, batch.args, batch.kwargs))
