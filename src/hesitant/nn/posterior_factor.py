@@ -105,8 +105,12 @@ def _cholesky(data_precision: Tensor, ridge: float, prior: float, dtype: torch.d
     lower = None if lower is None else _lower(data_precision, prior)
     if lower is None:
         return None
-    eye = torch.eye(size, dtype=lower.dtype, device=lower.device)
-    columns = torch.linalg.solve_triangular(lower, eye, upper=False).mT
+    columns = torch.eye(size, dtype=lower.dtype, device=lower.device)
+    for begin, end in _slices(size):  # what is above the diagonal stays zero
+        columns[begin:, begin:end] = torch.linalg.solve_triangular(
+            lower[begin:, begin:], columns[begin:, begin:end], upper=False
+        )
+    columns = columns.mT
     informed = size - prior * float(columns.square().sum())
     cancels = torch.finfo(dtype).eps * most > _CANCELLATION[dtype] * prior
     if size > _SMALL and not cancels and _FEW * informed < size:
