@@ -121,8 +121,13 @@ def same_padding(size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[i
 
 def normalize(x: Tensor) -> Tensor:
     """Answers each row of x ``(L, ...)`` at unit norm; zero stays zero."""
-    squared = x.flatten(1).square().sum(1).clamp(min=1e-12)
-    return x * squared.rsqrt().view(-1, *[1] * (x.ndim - 1))
+    return _normalized(x)[0]
+
+
+def _normalized(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Answers x ``(L, ...)`` at unit norm, and the norms ``(L,)``."""
+    norm = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    return x / norm.clamp(min=1e-6), norm.flatten()
 
 
 def power_iteration(
@@ -136,10 +141,8 @@ def power_iteration(
     """
     for _ in range(num_iterations):
         v = normalize(operator.adjoint(weight, u))
-        image = operator.apply(weight, v)
-        squared = image.flatten(1).square().sum(1)
-        u = image * squared.clamp(min=1e-12).rsqrt().view(-1, *[1] * (image.ndim - 1))
-    return squared.sqrt(), u, v
+        u, sigma = _normalized(operator.apply(weight, v))
+    return sigma, u, v
 
 
 def recovering_iteration(
