@@ -11,9 +11,12 @@ covariance  `fit_covariance` on 15,000 embeddings of 384 numbers, 2,048 and 4,09
             can be done: the forward pass, float32 products of the features summed in float64, one Cholesky.
 fit         `fit` of a 784-64-10 network on tensors of 60,000 rows, batches of 128, beside a loop over slices of the
             same tensors, shuffled once an epoch, with the same optimizer; and beside one that takes them in order.
-members     `predict` of ten 784-64-10 networks on 10,000 rows, beside the mean of their softmaxes in a loop.
-tutorial    A training step of the SNGP tutorial's network, batches of 128, beside the deterministic network's.
-clinc       Training (`fit`, covariance included) of 384-512-150 on 15,000 embeddings, beside the same network's.
+members     `predict` of ten 784-64-10 networks on 10,000 rows, beside the mean of their softmaxes in a loop; and
+            beside a loop over batches of 1,024 rows.
+tutorial    A training step of the SNGP tutorial's network, batches of 128, beside the deterministic network's. Also the
+            least that its 1,024 random features cost: the network with them and a Linear for its classifier.
+clinc       Training (`fit`, ten epochs, covariance included) of 384-512-150 on 15,000 embeddings with 1,024 random
+            features, beside the same network's; and the least that the features cost.
 steps       A training step (forward, backward, AdamW) of SNGP, batches of 32, beside the deterministic one's: ResNet-50
             of 224 x 224, BERT-base of 64 tokens, resnet18 and vit_tiny of 64 x 64, MiniLM of 32 tokens (its package).
 inference   `SNGP.predict`, with variance, beside the plain forward: ResNet-50 of 224 x 224 and BERT-base, 8 inputs.
@@ -23,6 +26,7 @@ Data and weights are random: milliseconds do not depend on them.
 
 import argparse
 import importlib
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -55,8 +59,10 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def compared(name: str, tasks: dict[str, Callable[[], Any]], rounds: int, repeats: int, warm_up: int) -> dict[str, Any]:
-    """Answers milliseconds of all tasks, and the ratios of the others to the first."""
+def compared(
+    name: str, tasks: dict[str, Callable[[], Any]], rounds: int, repeats: int, warm_up: int, judged: str
+) -> dict[str, Any]:
+    """Answers milliseconds of all tasks, the ratios of the others to the first, and whether one meets its goal."""
     durations = in_turns(tasks, rounds, repeats, warm_up)
     baseline, *others = tasks
     ratios = {other: ratio(durations, other, baseline) for other in others}
@@ -64,7 +70,7 @@ def compared(name: str, tasks: dict[str, Callable[[], Any]], rounds: int, repeat
         "milliseconds": medians(durations),
         f"to_{baseline}": ratios,
         "goal": GOALS[name],
-        "met": {other: value <= GOALS[name] for other, value in ratios.items()},
+        "met": ratios[judged] <= GOALS[name],
         "rounds": rounds,
         "threads": torch.get_num_threads(),
     }
@@ -98,7 +104,9 @@ def covariance() -> dict[str, Any]:
             return torch.linalg.cholesky(total)
 
         tasks = {"least": least, "fit_covariance": lambda model=model: model.fit_covariance(x)}
-        answer[str(num_inducing)] = compared("covariance", tasks, rounds=3, repeats=1, warm_up=1)
+        answer[str(num_inducing)] = compared(
+            "covariance", tasks, rounds=3, repeats=1, warm_up=1, judged="fit_covariance"
+        )
     return answer
 
 
@@ -124,7 +132,7 @@ def fitting() -> dict[str, Any]:
         "fit": lambda: fit(mlp(), (x, y), epochs=1, batch_size=128, progress=False, device="cpu"),
         "loop_in_order": lambda: loop(shuffled=False),
     }
-    return compared("fit", tasks, rounds=7, repeats=1, warm_up=1)
+    return compared("fit", tasks, rounds=7, repeats=1, warm_up=1, judged="fit")
 
 
 def members() -> dict[str, Any]:
@@ -136,7 +144,13 @@ def members() -> dict[str, Any]:
     def loop() -> Tensor:
         return torch.stack([member(x).softmax(-1) for member in ensemble.members]).mean(0)
 
-    return compared("members", {"loop": loop, "predict": lambda: ensemble.predict(x)}, rounds=20, repeats=2, warm_up=3)
+    @torch.no_grad()
+    def loop_in_batches() -> Tensor:
+        answers = [torch.stack([member(part).softmax(-1) for member in ensemble.members]) for part in x.split(1024)]
+        return torch.cat(answers, 1).mean(0)
+
+    tasks = {"loop": loop, "predict": lambda: ensemble.predict(x), "loop_in_batches": loop_in_batches}
+    return compared("members", tasks, rounds=20, repeats=2, warm_up=3, judged="predict")
 
 
 def step_of(model: nn.Module, inputs: Inputs, targets: Tensor) -> Callable[[], None]:
@@ -153,22 +167,33 @@ def step_of(model: nn.Module, inputs: Inputs, targets: Tensor) -> Callable[[], N
     return step
 
 
-def steps_beside(
-    name: str, build: Callable[[], nn.Module], inputs: Inputs, rounds: int, repeats: int, **options: Any
-) -> dict[str, Any]:
-    """Compares a step of the plain model with one of SNGP around another of them."""
-    targets = torch.zeros(len(next(iter(inputs.values()))), dtype=torch.long)
-    tasks = {
-        "deterministic": step_of(build(), inputs, targets),
-        "sngp": step_of(SNGP(build(), **options), inputs, targets),
-    }
-    return compared(name, tasks, rounds, repeats, warm_up=2)
+class LeastHead(nn.Module):
+    """The least that a head of random features does in training: the features, and a linear layer of them."""
+
+    def __init__(self, in_features: int, out_features: int, num_inducing: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(num_inducing, in_features))
+        self.register_buffer("phase", 2 * math.pi * torch.rand(num_inducing))
+        self.linear = nn.Linear(num_inducing, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Answers logits."""
+        return self.linear(F.linear(x, self.weight, self.phase).cos())
 
 
 def tutorial() -> dict[str, Any]:
     """The step of a network so small that every operation counts."""
-    inputs = {"x": torch.randn(128, 2, generator=seeded())}
-    return steps_beside("tutorial", DeepResNet, inputs, rounds=30, repeats=20, **SNGP_SETTINGS)
+    inputs, targets = {"x": torch.randn(128, 2, generator=seeded())}, torch.zeros(128, dtype=torch.long)
+    least: Any = DeepResNet()
+    least.classifier = LeastHead(128, 2, 1024)
+    models = {
+        "deterministic": DeepResNet(),
+        "least_head": least,
+        "sngp_unbounded": SNGP(DeepResNet(), **{**SNGP_SETTINGS, "norm_bound": None}),
+        "sngp": SNGP(DeepResNet(), **SNGP_SETTINGS),
+    }
+    tasks = {name: step_of(model, inputs, targets) for name, model in models.items()}
+    return compared("tutorial", tasks, rounds=30, repeats=20, warm_up=2, judged="sngp")
 
 
 def clinc() -> dict[str, Any]:
@@ -179,12 +204,17 @@ def clinc() -> dict[str, Any]:
     def trained(model: nn.Module) -> None:
         fit(model, (x, y), epochs=10, batch_size=128, progress=False, device="cpu")
 
+    def least() -> nn.Module:
+        network: Any = embeddings_network()
+        network[-1] = LeastHead(512, 150, 1024)
+        return network
+
     tasks: dict[str, Callable[[], Any]] = {
         "plain": lambda: trained(embeddings_network()),
-        "sngp_1024": lambda: trained(SNGP(embeddings_network(), num_inducing=1024)),
-        "sngp_2048": lambda: trained(SNGP(embeddings_network(), num_inducing=2048)),
+        "least_head": lambda: trained(least()),
+        "sngp": lambda: trained(SNGP(embeddings_network(), num_inducing=1024)),
     }
-    return compared("clinc", tasks, rounds=3, repeats=1, warm_up=0)
+    return compared("clinc", tasks, rounds=3, repeats=1, warm_up=0, judged="sngp")
 
 
 def timm_model(name: str, **options: Any) -> Callable[[], nn.Module]:
@@ -224,14 +254,23 @@ def texts(number: int, length: int) -> Inputs:
 
 def steps(models: list[str] | None = None) -> dict[str, Any]:
     """Training steps of models of usual sizes."""
-    cases: dict[str, tuple[Callable[[], nn.Module], Inputs, int, int]] = {
-        "resnet18": (timm_model("resnet18"), images(32, 64), 15, 1),
-        "vit_tiny": (timm_model("vit_tiny_patch16_224", img_size=64), images(32, 64), 15, 1),
-        "minilm": (MiniLM, texts(32, 32), 15, 1),
-        "bert": (bert, texts(32, 64), 5, 1),
-        "resnet50": (timm_model("resnet50"), images(32, 224), 3, 1),
+    cases: dict[str, tuple[Callable[[], nn.Module], Inputs, int]] = {
+        "resnet18": (timm_model("resnet18"), images(32, 64), 15),
+        "vit_tiny": (timm_model("vit_tiny_patch16_224", img_size=64), images(32, 64), 15),
+        "minilm": (MiniLM, texts(32, 32), 15),
+        "bert": (bert, texts(32, 64), 5),
+        "resnet50": (timm_model("resnet50"), images(32, 224), 3),
     }
-    return {name: steps_beside("steps", *cases[name]) for name in models or cases}
+    answer = {}
+    for name in models or cases:
+        build, inputs, rounds = cases[name]
+        targets = torch.zeros(32, dtype=torch.long)
+        tasks = {
+            "deterministic": step_of(build(), inputs, targets),
+            "sngp": step_of(SNGP(build()), inputs, targets),
+        }
+        answer[name] = compared("steps", tasks, rounds, repeats=1, warm_up=2, judged="sngp")
+    return answer
 
 
 def inference() -> dict[str, Any]:
@@ -251,7 +290,7 @@ def inference() -> dict[str, Any]:
             plain(**inputs)
 
         tasks = {"forward": forward, "predict": lambda sngp=sngp, given=given: sngp.predict(given)}
-        answer[name] = compared("inference", tasks, rounds=15, repeats=1, warm_up=2)
+        answer[name] = compared("inference", tasks, rounds=15, repeats=1, warm_up=2, judged="predict")
     return answer
 
 
