@@ -111,8 +111,9 @@ class _Run:
         self.plain = steps_plainly(accelerator)
         if self.plain:
             self.optimizer = self.raw_optimizer
-            # Batches are moved here, where they are understood.
-            self.prepared, self.loader = accelerator.prepare(model, loader, device_placement=[True, False])
+            # One worker's batches are moved below, where they are understood; by this, streams are dealt out to several.
+            placement = [True, accelerator.num_processes > 1]
+            self.prepared, self.loader = accelerator.prepare(model, loader, device_placement=placement)
         else:
             self.prepared, self.optimizer, self.loader = accelerator.prepare(model, self.raw_optimizer, loader)
 
