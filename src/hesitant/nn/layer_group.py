@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from hesitant.nn.power_iteration import StackedOperator
 
 NEVER = torch.iinfo(torch.int64).min  # a checksum that no weights have
-_LARGE = 2**16  # numbers of a weight
+_LARGE = 2**17  # numbers of a weight
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -111,7 +111,7 @@ class _Run:
         self.plain = steps_plainly(accelerator)
         if self.plain:
             self.optimizer = self.raw_optimizer
-            # One worker's batches are moved below, where they are understood; by this, streams are dealt out to several.
+            # One worker's batches are moved below, where they are understood; else this deals streams out.
             placement = [True, accelerator.num_processes > 1]
             self.prepared, self.loader = accelerator.prepare(model, loader, device_placement=placement)
         else:
