@@ -21,24 +21,28 @@ def exact_covariance(data_precision, ridge, prior):
     return vectors @ torch.diag(ridge / (values.clamp(min=0) + prior)) @ vectors.T
 
 
-CASES = {  # M, rows, decay, ridge, prior, dtype, low-rank?
-    "dense": (40, 100, 1.0, 1.0, 1.0, torch.float64, False),
-    "dense_small_ridge": (300, 100, 0.9, 1e-6, 1e-6, torch.float64, False),
-    "low_rank": (300, 100, 0.9, 1.0, 1.0, torch.float64, True),
-    "low_rank_decayed_prior": (300, 100, 0.9, 1.0, 0.3, torch.float64, True),
-    "low_rank_float32": (300, 100, 0.9, 1.0, 1.0, torch.float32, True),
-    "dense_float32": (300, 100, 0.9, 1e-3, 1e-3, torch.float32, False),
+CASES = {  # M, rows, decay, ridge, prior, dtype, kind
+    "few": (40, 100, 1.0, 1.0, 1.0, torch.float64, "cholesky"),
+    "well_conditioned": (300, 1000, 1.0, 1.0, 1.0, torch.float64, "cholesky"),
+    "well_conditioned_float32": (1030, 2000, 1.0, 1.0, 1.0, torch.float32, "cholesky"),
+    "decayed_prior": (300, 1000, 1.0, 1.0, 0.3, torch.float64, "cholesky"),
+    "small_ridge": (300, 100, 0.9, 1e-6, 1e-6, torch.float64, "eigenvectors"),
+    "small_ridge_float32": (300, 100, 0.9, 1e-3, 1e-3, torch.float32, "cholesky"),
+    "tiny_ridge_float32": (300, 100, 0.9, 1e-8, 1e-8, torch.float32, "eigenvectors"),
+    "low_rank": (300, 100, 0.9, 1.0, 1.0, torch.float64, "low_rank"),
+    "low_rank_decayed_prior": (300, 100, 0.9, 1.0, 0.3, torch.float64, "low_rank"),
+    "low_rank_float32": (300, 100, 0.9, 1.0, 1.0, torch.float32, "low_rank"),
 }
 TOLERANCE = {torch.float32: 3e-4, torch.float64: 1e-9}
 
 
 @pytest.fixture(params=CASES)
 def case(request):
-    num_features, rows, decay, ridge, prior, dtype, low_rank = CASES[request.param]
+    num_features, rows, decay, ridge, prior, dtype, kind = CASES[request.param]
     phi = features_of(rows, num_features, decay=decay)
     data_precision = phi.T @ phi
     factor = PosteriorFactor.of(data_precision, ridge, prior, dtype)
-    assert (factor.gains is not None) == low_rank
+    assert (factor.gains is not None, factor.triangular) == (kind == "low_rank", kind == "cholesky")
     return factor, phi, exact_covariance(data_precision, ridge, prior), dtype
 
 
@@ -91,6 +95,23 @@ def test_a_near_singular_precision_is_solved():
     expected = (fresh - fresh @ span.T @ span).square().sum(1)  # the prior's, in the directions never seen
     torch.testing.assert_close(factor.variance(fresh), expected, rtol=1e-3, atol=0)
     assert factor.variance(phi).max() < 1e-9
+
+
+def test_more_taken_out_than_added_is_refused_though_the_precision_is_positive():
+    data_precision = torch.eye(300, dtype=torch.float64)
+    data_precision[7, 7] = -1e-3
+    for dtype in (torch.float32, torch.float64):
+        with pytest.raises(CovarianceError, match=r"negative eigenvalue, -0\.001"):
+            PosteriorFactor.of(data_precision, 2.0, 2.0, dtype)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_unit_vector_has_less_than_the_least_variance(case):
+    num_features, rows, decay, ridge, prior, dtype, _ = CASES[case]
+    phi = features_of(rows, num_features, decay=decay)
+    factor = PosteriorFactor.of(phi.T @ phi, ridge, prior, dtype)
+    least = torch.linalg.eigvalsh(exact_covariance(phi.T @ phi, ridge, prior))[0]
+    assert float(factor.least_variance) <= float(least) * (1 + 1e-6)
 
 
 def test_a_negative_eigenvalue_is_refused():

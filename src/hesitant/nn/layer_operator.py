@@ -19,7 +19,7 @@ def operator_of(layer: nn.Module, size: tuple[int, ...] | None, conv_norm: ConvN
         size: Of a convolution's input, without batch and channels.
         conv_norm: See :class:`~hesitant.nn.SpectralNormalizer`.
     """
-    if not isinstance(layer, _ConvNd) or conv_norm == "reshaped":
+    if not isinstance(layer, _ConvNd) or conv_norm == "reshaped" or (conv_norm == "operator" and _is_pointwise(layer)):
         return MatrixOperator()
     if size is None:
         return None
@@ -31,6 +31,12 @@ def operator_of(layer: nn.Module, size: tuple[int, ...] | None, conv_norm: ConvN
     else:
         padding = tuple(layer._reversed_padding_repeated_twice)
     return ConvOperator(layer.in_channels, size, stride, dilation, layer.groups, padding, mode)
+
+
+def _is_pointwise(layer: _ConvNd) -> bool:
+    """Answers whether a convolution is one matrix at each place that it looks at: its norm is the matrix's."""
+    alone = set(layer.kernel_size) == {1} and layer.groups == 1
+    return alone and (layer.padding_mode == "zeros" or not any(layer._reversed_padding_repeated_twice))
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Power iteration on stacks of linear operators: all layers of one shape advance together."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,6 +13,7 @@ from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_INPUT = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}
 
+_FEW_PLACES = 8
 _LANCZOS_STEPS = 20  # after a power iteration: norms to within 1 %
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -74,6 +76,9 @@ class ConvOperator:
         """Answers the convolution of v ``(L, Cin, *input_size)``, ``(L, Cout, *output_size)``."""
         length = len(weight)
         padded = self._pad(v.flatten(0, 1).unsqueeze(0))
+        if self._has_few_places(weight):
+            columns = F.unfold(padded, weight.shape[3:], self.dilation, 0, self.stride)  # (1, Cin * kernel, places)
+            return (columns[0].T @ weight[0].flatten(1).T).T.reshape(1, *self.output_shape(weight))
         out = _CONV[len(self.input_size)](
             padded, weight.flatten(0, 1), None, self.stride, 0, self.dilation, self.groups * length
         )
@@ -84,21 +89,30 @@ class ConvOperator:
         length = len(weight)
         channels = length * self.in_channels
         size = [1, channels, *(self._padded(axis) for axis in range(len(self.input_size)))]
-        padded = _CONV_INPUT[len(self.input_size)](
-            size,
-            weight.flatten(0, 1),
-            u.flatten(0, 1).unsqueeze(0),
-            self.stride,
-            0,
-            self.dilation,
-            self.groups * length,
-        )
+        if self._has_few_places(weight):
+            columns = (u[0].flatten(1).T @ weight[0].flatten(1)).T.unsqueeze(0)  # (1, Cin * kernel, places)
+            padded = F.fold(columns, tuple(size[2:]), weight.shape[3:], self.dilation, 0, self.stride)
+        else:
+            padded = _CONV_INPUT[len(self.input_size)](
+                size,
+                weight.flatten(0, 1),
+                u.flatten(0, 1).unsqueeze(0),
+                self.stride,
+                0,
+                self.dilation,
+                self.groups * length,
+            )
         if self.padding_mode == "zeros":
             unpadded = F.pad(padded, [-p for p in self.padding])
         else:
             zeros = padded.new_zeros(1, channels, *self.input_size)
             unpadded = torch.func.vjp(self._pad, zeros)[1](padded)[0]
         return unpadded.view(length, self.in_channels, *self.input_size)
+
+    def _has_few_places(self, weight: Tensor) -> bool:
+        """Answers whether one image convolution answers so few pixels that it takes a fifth of the time as a matrix."""
+        one = len(weight) == 1 == self.groups and len(self.input_size) == 2
+        return one and math.prod(self.output_shape(weight)[1:]) <= _FEW_PLACES
 
     def _padded(self, axis: int) -> int:
         last_first = 2 * (len(self.input_size) - 1 - axis)
@@ -121,8 +135,13 @@ def same_padding(size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[i
 
 def normalize(x: Tensor) -> Tensor:
     """Answers each row of x ``(L, ...)`` at unit norm; zero stays zero."""
-    squared = x.flatten(1).square().sum(1).clamp(min=1e-12)
-    return x * squared.rsqrt().view(-1, *[1] * (x.ndim - 1))
+    return _normalized(x)[0]
+
+
+def _normalized(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Answers x ``(L, ...)`` at unit norm, and the norms ``(L,)``."""
+    norm = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    return x / norm.clamp(min=1e-6), norm.flatten()
 
 
 def power_iteration(
@@ -136,10 +155,8 @@ def power_iteration(
     """
     for _ in range(num_iterations):
         v = normalize(operator.adjoint(weight, u))
-        image = operator.apply(weight, v)
-        squared = image.flatten(1).square().sum(1)
-        u = image * squared.clamp(min=1e-12).rsqrt().view(-1, *[1] * (image.ndim - 1))
-    return squared.sqrt(), u, v
+        u, sigma = _normalized(operator.apply(weight, v))
+    return sigma, u, v
 
 
 def recovering_iteration(

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from hesitant.nn.bit_sum import bit_sum
 from hesitant.nn.compilation import run_eagerly
+from hesitant.nn.gram import add_gram, mirror
 from hesitant.nn.kernel_scale import KernelScale
+from hesitant.nn.likelihood import Likelihood, check_likelihood, data_weights
 from hesitant.nn.linear_parametrization import LinearParametrization
 from hesitant.nn.random_features import RandomFeatureKind, draw_projection
 
@@ -50,10 +52,12 @@ class RandomFeatureLayer(nn.Module):
         bias: float,
         train_bias: bool,
         l2_penalty: float,
+        likelihood: Likelihood,
         generator: torch.Generator | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
+        check_likelihood(likelihood, out_features)
         super().__init__()
         for name, size in (
             ("in_features", in_features),
@@ -77,6 +81,7 @@ class RandomFeatureLayer(nn.Module):
         self.activation = activation
         self.feature_scale = math.sqrt(2 / num_inducing) if scale_random_features else 1.0
         self.l2_penalty = l2_penalty
+        self.likelihood = likelihood
 
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.layer_norm = nn.LayerNorm(in_features, **options) if normalize_input else None
@@ -173,10 +178,57 @@ class RandomFeatureLayer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             self.scale.follow(self._normalized(x))
 
+    @torch.no_grad()
+    def contribution(self, x: Tensor) -> tuple[Tensor, int]:
+        """Answers ``sum_i w_i phi_i phi_i^T`` of training inputs ``(..., D)``, ``(M, M)`` float64, and their number.
+
+        Raises:
+            ValueError: As ``update``.
+        """
+        shape = self.num_inducing, self.num_inducing
+        product = torch.zeros(shape, dtype=torch.float64, device=self.beta.device)
+        count = self.add_contribution(product, x)
+        return mirror(product), count
+
+    @torch.no_grad()
+    def add_contribution(self, total: Tensor, x: Tensor) -> int:
+        """Adds the contribution of training inputs ``(..., D)`` to a sum of one's own, and answers their number.
+
+        Whoever goes through all the data hands the sum to ``replace_covariance``. Of ``total``, ``(M, M)`` float64
+        and symmetric, what lies below the diagonal is left out.
+
+        Raises:
+            ValueError: As ``update``. Nothing was added.
+        """
+        self._prepare(x)
+        with torch.autocast(x.device.type, enabled=False):
+            features = self._unscaled_features(x).flatten(0, -2)
+            if not bool(torch.isfinite(features).all()):
+                raise ValueError(_not_finite("the features are not finite", x))
+            wide = features.double()
+            weighted = wide
+            if self.likelihood != "gaussian":
+                weighted = wide * data_weights(self.likelihood, self._mean(features).double())
+            add_gram(total, wide, weighted, self.feature_scale**2)
+            return len(features)
+
     # ---------------------------------------------------------------- inside
 
     def _note_as_drawn(self, drawn: bool) -> None:
         self.drawn_bits.fill_(int(bit_sum(self.beta)) if drawn and not self.beta.is_meta else _NOT_DRAWN)
+
+    def _prepare(self, x: Tensor) -> None:
+        """Refuses what cannot be counted, before anything is changed, and decides the kernel scale if need be."""
+        self._checked(x)
+        if x.numel() == 0:
+            raise ValueError(f"x has shape {tuple(x.shape)}: an empty batch says nothing about the covariance.")
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(_not_finite("x holds NaN or Inf", x))
+        if not self.decide(x) and not self.scale.is_decided():
+            raise ValueError(
+                f'kernel_scale="median" needs at least two different inputs in the first batch, and got x of shape'
+                f" {tuple(x.shape)}, all alike: begin with a larger batch, or give kernel_scale a number."
+            )
 
     def _normalized(self, x: Tensor) -> Tensor:
         x = self._checked(x)
@@ -245,3 +297,10 @@ class RandomFeatureLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if f"{prefix}beta" in state_dict:
             self._note_as_drawn(False)
+
+
+def _not_finite(what: str, x: Tensor) -> str:
+    return (
+        f"{what} (batch of shape {tuple(x.shape)}): nothing was added to the covariance. Mend or leave out these"
+        " inputs."
+    )

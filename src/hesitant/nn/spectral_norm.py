@@ -6,7 +6,6 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from hesitant.nn.bound_table import BoundTable, LayerBound
@@ -14,7 +13,16 @@ from hesitant.nn.bound_warnings import GainWatch, Shrinkage, warn_of_no_bound
 from hesitant.nn.bounded_layers import find_layers
 from hesitant.nn.compilation import run_eagerly
 from hesitant.nn.initial_norms import ForgetInitialNorm
-from hesitant.nn.layer_group import NEVER, LayerGroup, ProjectionStep, bit_checksum, refuse_sharded, shrink, stack
+from hesitant.nn.layer_group import (
+    NEVER,
+    LayerGroup,
+    ProjectionStep,
+    bit_checksum,
+    is_faster_alone,
+    refuse_sharded,
+    shrink,
+    stack,
+)
 from hesitant.nn.layer_memory import LayerMemory
 from hesitant.nn.layer_operator import ConvNorm, NoteInputSize, operator_of
 from hesitant.nn.layer_selection import LayerSelection
@@ -42,11 +50,12 @@ class SpectralNormalizer(nn.Module):
     :meth:`project` changes the weights themselves, once for each change of them, outside of autograd: they stay
     ordinary parameters under their own names, and inference costs nothing. sigma comes from a power iteration that is
     warmed up on first sight and advances by ``power_iterations`` with each projection; layers of one shape advance
-    together.
+    together where that is faster.
 
     What is bounded: every Linear and convolution (and GPT-2's ``Conv1D``) whose weight is trainable. For a convolution
     it is the norm of the operator (its stride, padding, dilation, groups) at the input size that it last saw, which a
-    forward hook notes, so that a convolution is bounded from the first change of its weights after a forward. The norm
+    forward hook notes, so that a convolution is bounded from the first change of its weights after a forward (that of
+    a pointwise one does not depend on it). The norm
     that it came with is taken by :meth:`measure` after the first forward. At a size that comes later it is estimated:
     multiplied by the ratio of the present norms at the two sizes. What is not bounded: frozen and parametrized weights,
     the packed weight of ``nn.MultiheadAttention``, recurrent layers, transposed convolutions, parameters of modules
@@ -132,10 +141,9 @@ class SpectralNormalizer(nn.Module):
         self._gain = GainWatch()
         for name, layer in self._layers.items():
             layer.register_load_state_dict_post_hook(ForgetInitialNorm(self._memory.initial, name))
-        if conv_norm != "reshaped":
-            for name, layer in self._layers.items():
-                if isinstance(layer, _ConvNd):
-                    layer.register_forward_pre_hook(NoteInputSize(self._memory.input_sizes, name), with_kwargs=True)
+        for name, layer in self._layers.items():
+            if self._operator(name) is None:
+                layer.register_forward_pre_hook(NoteInputSize(self._memory.input_sizes, name), with_kwargs=True)
 
     @run_eagerly
     @torch.no_grad()
@@ -276,7 +284,8 @@ class SpectralNormalizer(nn.Module):
             if operator is None:
                 self._sizeless.append(name)
             elif weight.requires_grad:
-                by_shape.setdefault((operator, weight.shape, weight.dtype, weight.device), []).append(name)
+                alone = name if is_faster_alone(weight) else None
+                by_shape.setdefault((operator, weight.shape, weight.dtype, weight.device, alone), []).append(name)
         self._groups = [self._make_group(key[0], names) for key, names in by_shape.items()]
         self._grouped_as = grouped_as
 

@@ -109,7 +109,14 @@ class _Run:
         self.identity = run_identity(
             model, settings, loader, self.raw_optimizer, self.schedule, accelerator.num_processes
         )
-        self.prepared, self.optimizer, self.loader = accelerator.prepare(model, self.raw_optimizer, loader)
+        self.plain = steps_plainly(accelerator)
+        if self.plain:
+            self.optimizer = self.raw_optimizer
+            # One worker's batches are moved below, where they are understood; else this deals streams out.
+            placement = [True, accelerator.num_processes > 1]
+            self.prepared, self.loader = accelerator.prepare(model, loader, device_placement=placement)
+        else:
+            self.prepared, self.optimizer, self.loader = accelerator.prepare(model, self.raw_optimizer, loader)
 
     def epoch(self, number: int) -> float:
         """Trains for one epoch and answers its mean loss; ``number`` counts the epochs before it."""
@@ -117,31 +124,36 @@ class _Run:
         if gp is not None and gp.laplace.momentum == 1:
             gp.reset_covariance()  # nothing is forgotten: without this, each epoch would count the data once more
         self.prepared.train()
-        total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        total, count = torch.zeros((), dtype=torch.float64, device=self.accelerator.device), 0
         for position, item in enumerate(self.loader):
             batch = as_batch(item).to(self.accelerator.device)
             if batch.targets is None:
                 raise ValueError(NO_TARGETS)
-            with self.accelerator.accumulate(self.prepared):
+            with nullcontext() if self.plain else self.accelerator.accumulate(self.prepared):
                 logits = self._logits(batch, first=number == position == 0)
                 targets = cast(Tensor, as_targets(batch.targets)) if self.classifies else batch.targets
                 if self.classifies and number == 0:
                     require_classes(targets, logits)
                 loss = self.loss(logits, targets)
-                total += torch.stack([loss.detach().double() * len(logits), total.new_tensor(len(logits))])
+                total.add_(loss.detach(), alpha=len(logits))
+                count += len(logits)
                 if isinstance(self.model, SNGP):
                     loss = loss + self.model.regularization_loss()
-                self.accelerator.backward(loss)
+                if self.plain:
+                    loss.backward()
+                else:
+                    self.accelerator.backward(loss)
                 if self.max_grad_norm is not None and self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.max_grad_norm)
                 self.optimizer.step()
                 if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
                     self.schedule.after_step()
                 self.optimizer.zero_grad()
-        loss_sum, count = cast(Tensor, self.accelerator.reduce(total)).tolist()
-        if count == 0:
+        sums = torch.stack([total, total.new_tensor(count)])
+        loss_sum, inputs = cast(Tensor, self.accelerator.reduce(sums)).tolist()
+        if inputs == 0:
             raise ValueError("data holds no batch: expected at least one input.")
-        return finite(float(loss_sum / count))
+        return finite(float(loss_sum / inputs))
 
     def _logits(self, batch: Batch, *, first: bool) -> Tensor:
         """Answers the model's logits; the first time, before any step, it looks at how the code ends."""
@@ -186,7 +198,17 @@ class _Run:
         finally:
             self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
             self.raw_optimizer.zero_grad()
-            self.accelerator.free_memory()
+            if not self.plain:
+                self.accelerator.free_memory()  # collects garbage, which takes as long as hundreds of small steps
+
+
+def steps_plainly(accelerator: "Accelerator") -> bool:
+    """Answers whether Accelerate has nothing to do at a step, for which it would look for packages on the disk.
+
+    It has where gradients are accumulated or scaled, or weights sharded; under DDP backward itself averages gradients.
+    """
+    unsharded = accelerator.distributed_type.value in ("NO", "MULTI_CPU", "MULTI_GPU")
+    return unsharded and accelerator.scaler is None and accelerator.gradient_accumulation_steps == 1
 
 
 def adamw(parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> Optimizer:

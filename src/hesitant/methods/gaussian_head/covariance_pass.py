@@ -23,6 +23,7 @@ def summed_contributions(
 ) -> tuple[Tensor, int]:
     """Answers ``sum_i w_i phi_i phi_i^T`` over all data, ``(M, M)`` float64, and the number of inputs.
 
+    Of the sum, which is symmetric, what lies below the diagonal is left out.
     Nothing of the layer changes but its kernel scale, if that is undecided. All workers of a run call this: each takes
     its share of the data, with the weights of the first. A sample is given the features of that share.
 
@@ -70,8 +71,6 @@ def _sum_over_share(
             answer = model(*batch.args, **batch.kwargs)
         for call in calls:
             features = counted_features(model, call, answer, batch.args, batch.kwargs)
-            summed, number = gp.contribution(features)
-            product += summed
-            count += number
+            count += gp.add_contribution(product, features)
             if sample is not None:
                 sample.add(features.flatten(0, -2).float())

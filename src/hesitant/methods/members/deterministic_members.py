@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from hesitant.inputs import Batch, map_tensors, tensors_of
 from hesitant.methods.deterministic import Deterministic
+from hesitant.methods.members.given_batch import GivenBatch
 from hesitant.methods.members.stackable import why_not_stackable
 from hesitant.methods.outputs import Ending, Outputs, log_probs_of, logits_of, require_kind, require_rows
 from hesitant.methods.replica import in_eval_mode, replica
@@ -82,13 +83,19 @@ class DeterministicMembers:
 
     def _outputs(self, group: Sequence[Batch]) -> Sequence[Tensor]:
         outputs = self._outputs_as_one(group)
-        if outputs is None:
-            outputs = [
-                _gathered(network, network, group, None if self._ending.seen else kind)
-                for network, kind in zip(self._asked, self.kinds, strict=True)
-            ]
+        return self._outputs_one_by_one(group) if outputs is None else outputs
+
+    @torch.no_grad()
+    def _outputs_one_by_one(self, group: Sequence[Batch]) -> Sequence[Tensor]:
+        gathered = [Gathered() for _ in self._asked]
+        for batch in group:  # all members one batch, while it is in the caches
+            given = GivenBatch(batch)
+            for network, kind, outputs in zip(self._asked, self.kinds, gathered, strict=True):
+                own = given.on(device_of(network))
+                output = _output(network, own) if self._ending.seen else probed_logits(network, own, kind)
+                outputs.append(require_rows(output, batch.num_inputs, network))
             self._ending.seen = True
-        return outputs
+        return [_whole(outputs) for outputs in gathered]
 
     def _log_probs_of(self, outputs: Sequence[Tensor]) -> Tensor:
         answers = [
@@ -109,10 +116,20 @@ class DeterministicMembers:
         if self._as_one is None or not self._ending.seen:
             return None
         try:
-            return _gathered(self._as_one, self.networks[0], group, across=True).unbind(1)
+            return self._gathered_as_one(self._as_one, group).unbind(1)
         except Exception:  # the code does what vmap cannot; an error of its own comes again, one by one
             self._as_one = None
             return None
+
+    @torch.no_grad()
+    def _gathered_as_one(self, as_one: "_AsOne", group: Sequence[Batch]) -> Tensor:
+        """Answers the outputs of all members for all batches, ``(B, M, ...)``."""
+        outputs, network = Gathered(), self.networks[0]
+        for batch in group:
+            output = _output(as_one, GivenBatch(batch).on(device_of(network)))
+            require_rows(output[:, 0] if output.ndim > 1 else output, batch.num_inputs, network)
+            outputs.append(output)
+        return _whole(outputs)
 
 
 class _AsOne:
@@ -158,32 +175,14 @@ class BatchedKernelsAlone(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@torch.no_grad()
-def _gathered(
-    call: Callable[..., Any],
-    network: nn.Module,
-    group: Sequence[Batch],
-    looked_at_as: Outputs | None = None,
-    *,
-    across: bool = False,
-) -> Tensor:
-    """Answers the outputs for all batches; ``across``: those of all members, ``(B, M, ...)``.
+def _output(call: Callable[..., Any], batch: Batch) -> Tensor:
+    return logits_of(call(*batch.args, **batch.kwargs))
 
-    With ``looked_at_as``, what the outputs are said to be, it looks at how the code ends.
-    """
-    outputs, device = Gathered(), device_of(network)
-    for position, batch in enumerate(group):
-        own = map_tensors(batch.to(device), Tensor.clone)  # a model may write to them
-        if position == 0 and looked_at_as is not None:
-            output = probed_logits(network, own, looked_at_as)
-        else:
-            output = logits_of(call(*own.args, **own.kwargs))
-        one = output[:, 0] if across and output.ndim > 1 else output
-        require_rows(one, batch.num_inputs, network)
-        outputs.append(output)
-    gathered = outputs.tensor()
-    assert gathered is not None
-    return gathered
+
+def _whole(outputs: Gathered) -> Tensor:
+    tensor = outputs.tensor()
+    assert tensor is not None
+    return tensor
 
 
 def require_same_shapes(answers: Sequence[Tensor]) -> None:
