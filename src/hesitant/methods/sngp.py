@@ -44,8 +44,8 @@ from hesitant.nn import (
 )
 from hesitant.prediction import Prediction
 
-_GP_OPTIONS = {"kernel_scale": "median", "random_features": "orthogonal", "parametrization": "linear"}
-_MANY = 100, 1024  # classes, or features, beyond which 1,024 random features are too few
+_GP_OPTIONS = {"kernel_scale": "running_median", "random_features": "orthogonal", "parametrization": "linear"}
+_WIDE = 1024  # inputs beyond which so many random features span too little of what a Linear could answer
 _FACTOR_KEY = "mean_field_factor"
 _SUSPICIOUS = (
     "export: the covariance may be stale, for something may have moved the weights since it was fitted. Ask for"
@@ -110,8 +110,8 @@ class SNGP(ModelWrapper):
             distance to the nearest training input (:class:`~hesitant.nn.NearestNeighbors`): :meth:`fit_covariance`
             keeps the features of at most 50,000 inputs, a uniform sample, and a state dict holds them.
         gp_options: Options of :class:`~hesitant.nn.RandomFeatureGaussianProcess`, such as ``ridge_penalty``,
-            ``momentum``, ``mean_field_factor``. Unless given, ``num_inducing`` is 2,048 for more than 100 classes or
-            1,024 features and else 1,024, ``kernel_scale`` ``"median"``, ``random_features`` ``"orthogonal"``, and
+            ``momentum``, ``mean_field_factor``. Unless given, ``num_inducing`` is 1,024, or 2,048 for over 1,024
+            features, ``kernel_scale`` ``"running_median"``, ``random_features`` ``"orthogonal"``, and
             ``parametrization`` ``"linear"``.
 
     Raises:
@@ -141,8 +141,8 @@ class SNGP(ModelWrapper):
         name = find_classifier(model, classifier, example_input)
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        many = linear.out_features > _MANY[0] or linear.in_features > _MANY[1]
-        options = {"num_inducing": 2048 if many else 1024, **_GP_OPTIONS, **gp_options}
+        num_inducing = 2048 if linear.in_features > _WIDE else 1024
+        options = {"num_inducing": num_inducing, **_GP_OPTIONS, **gp_options}
         gp = RandomFeatureGaussianProcess(linear.in_features, linear.out_features, generator=generator, **options).to(
             device=linear.weight.device, dtype=linear.weight.dtype
         )

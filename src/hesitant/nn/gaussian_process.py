@@ -288,6 +288,7 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
     def reset_covariance(self) -> None:
         """Forgets all data: the covariance is that of the prior, and its state ``"none"``."""
         self.laplace.reset()
+        self._validity.begin(self)
 
     @run_eagerly
     def factorize(self) -> None:
@@ -329,7 +330,10 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
     def _decide_or_follow(self, x: Tensor) -> bool:
         """Lets training inputs decide what is open, or move a running kernel scale; answers whether all is decided."""
         if self.is_open or not self.scale.follows:
-            return self.decide(x)
+            was_open, decided = self.is_open, self.decide(x)
+            if was_open and decided and self.laplace.state == "none":
+                self._validity.begin(self)  # from here on an optimizer's steps are counted
+            return decided
         # Before an optimizer has stepped the inputs are those of before, and the covariance stays theirs. A forward
         # within backward, of activation checkpointing, has the scale of the first.
         if self._validity.watch.raised and torch._C._current_graph_task_id() == -1:

@@ -98,10 +98,14 @@ class KernelScale(nn.Module):
         In a run of several workers all call this, and agree. Nothing waits for a device.
         """
         x = x.detach().reshape(-1, x.shape[-1])
-        x = x[:: max(1, len(x) // _FOLLOWED)][:_FOLLOWED]
+        x = x[:: max(1, len(x) // _FOLLOWED)][:_FOLLOWED].float()
         if len(x) < 2:
             return
-        log = torch.pdist(x.float()).median().square().log().double()
+        x = x - x.mean(0)
+        squares = x.square().sum(1)
+        rows, columns = torch.triu_indices(len(x), len(x), 1, device=x.device)
+        distances = squares[rows] + squares[columns] - 2 * (x @ x.T)[rows, columns]  # pdist knows no vmap
+        log = distances.clamp(min=0).median().log().double()
         change = log - self.code * UNIT
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(change)

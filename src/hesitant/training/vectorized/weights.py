@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hesitant.nn import LaplaceCovariance
+from hesitant.nn import LaplaceCovariance, RandomFeatureGaussianProcess
 from hesitant.training.settings import MakeOptimizer
 
 # What these do to a number depends on no other: stacked weights move as each member's own would.
@@ -34,6 +34,8 @@ class CannotStackError(Exception):
 class StackedWeights:
     """The parameters and buffers of networks of one architecture, ``(M, ...)``, which are the members' until released.
 
+    Of the buffers these are the running kernel scales, which alone move.
+
     The weights of linear layers are kept ``(M, in, out)``, the other way round than the members have them: so kept,
     their gradients come as they are kept.
 
@@ -58,6 +60,11 @@ class StackedWeights:
             for name, _ in networks[0].named_buffers()
             if name not in unused
         }
+        self._moving = [
+            f"{prefix}scale.code" if not prefix else f"{prefix}.scale.code"
+            for prefix, module in networks[0].named_modules()
+            if isinstance(module, RandomFeatureGaussianProcess) and module.scale.follows
+        ]
         self.device = next(iter(self.parameters.values())).device
 
     def attach(self) -> None:
@@ -65,12 +72,18 @@ class StackedWeights:
         for name, stacked in self.parameters.items():
             for row, network in zip(self._used(name, stacked.data), self._networks, strict=True):
                 network.get_parameter(name).data = row
+        for name in self._moving:
+            for row, network in zip(self.buffers[name], self._networks, strict=True):
+                network.get_buffer(name).data = row
 
     def release(self) -> None:
         """Gives the members' parameters storage of their own again."""
         for name, stacked in self.parameters.items():
             for row, network in zip(self._used(name, stacked.data), self._networks, strict=True):
                 network.get_parameter(name).data = row.clone(memory_format=torch.contiguous_format)
+        for name in self._moving:
+            for row, network in zip(self.buffers[name], self._networks, strict=True):
+                network.get_buffer(name).data = row.clone()
 
     def of_members(self, rows: slice) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Answers the parameters and buffers of some members as these use them, ``(m, ...)``."""
