@@ -29,7 +29,6 @@ from torch import nn
 
 from hesitant import SNGP, DeepEnsemble, DeferralPolicy, Deterministic, MCDropout, Prediction, calibrate
 from hesitant.evaluation import CalibrationWarning, accuracy, aupr, aurc, auroc, ece, fpr95, nll, uncertainty
-from hesitant.evaluation.calibration.calibrate import MEAN_FIELD_FACTORS
 from hesitant.files import write_text
 from hesitant.nn import SpectralNormalizer
 
@@ -83,7 +82,7 @@ class Row:
         kind: of the models that it is made of.
         method: makes it of them.
         numbers: of the models, by the seed.
-        factors: the ladder that an SNGP's mean-field factor is chosen from.
+        factors: the ladder that an SNGP's mean-field factor is chosen from; None for that of `calibrate`.
         seeds: those that it has, of the seeds asked for; None for all.
     """
 
@@ -91,7 +90,7 @@ class Row:
     kind: str
     method: Callable[[list[nn.Module]], Any]
     numbers: Callable[[int], Sequence[int]] = lambda seed: [seed]
-    factors: Sequence[float] = MEAN_FIELD_FACTORS
+    factors: Sequence[float] | None = None
     seeds: Sequence[int] | None = None
 
     def has(self, seed: int) -> bool:
@@ -208,7 +207,8 @@ def choose(study: Study, known: Known, seed: int, rows: Iterable[str]) -> None:
         method, seconds = study.method(name, seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CalibrationWarning)
-            found = calibrate(method, known.tune, mean_field_factors=row.factors)
+            options = {} if row.factors is None else {"mean_field_factors": row.factors}
+            found = calibrate(method, known.tune, **options)
         prediction = method.predict(known.defer).to("cpu")
         chosen = {
             "temperature": found.temperature,
@@ -398,7 +398,9 @@ def tables(results: Mapping[str, Any], titles: Mapping[str, str]) -> str:
             columns |= {f"handed_over.{risk}.{each}": (f"{titles[each]} handed over", 3) for each in sets}
         columns |= {"training_seconds": ("training, s", 1), "milliseconds": ("ms an input", 3), "ratio": ("ratio", 2)}
         lines += [*_table(f"{titles[name]}, deferral and cost", rows, columns), ""]
-        strengths = sorted({key.removeprefix("nll.strength") for row in found for key in row if ".strength" in key})
+        strengths = sorted(
+            {key.removeprefix("nll.strength") for row in found for key in row if key.startswith("nll.strength")}
+        )
         if strengths:
             headings = {"accuracy": ("accuracy", 3), "nll": ("NLL", 2), "ece": ("ECE", 3)}
             columns = {
