@@ -70,14 +70,14 @@ def minilm() -> tuple[Any, nn.Module]:
 
 
 def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Answers the mean over the tokens `(B, 384)`, of norm 1: the sentence embedding as MiniLM is meant to be used."""
+    """Answers the mean over the tokens `(B, 384)`."""
     weights = mask.unsqueeze(-1)
-    return nn.functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
+    return (hidden * weights).sum(1) / weights.sum(1)
 
 
 @torch.no_grad()
 def embedded(texts: list[str], max_length: int) -> Tensor:
-    """Answers the sentence embeddings of the frozen encoder, each of its first `max_length` tokens."""
+    """Answers embeddings `(N, 384)` of norm 1, as MiniLM is meant to be used, of the first `max_length` tokens each."""
     tokenizer, encoder = minilm()
     encoder.eval()
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
@@ -87,4 +87,4 @@ def embedded(texts: list[str], max_length: int) -> Tensor:
         batch = [texts[row] for row in rows]
         tokens = tokenizer(batch, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
         answer[rows] = pooled(encoder(**tokens).last_hidden_state, tokens["attention_mask"])
-    return answer
+    return nn.functional.normalize(answer, dim=-1)

@@ -97,7 +97,7 @@ def test_clinc150_chooses_by_the_splits_train_and_val(tmp_path: Path) -> None:
     questions = [[f"question {row}", f"intent {row % 3}"] for row in range(12)]
     (tmp_path / "data_full.json").write_text(json.dumps({"train": questions, "val": questions}))
     known = clinc150.known_texts(tmp_path)
-    assert len(known.train(0)) == len(known.tune) == len(known.defer) == 1
+    assert len(known.train) == len(known.tune) == len(known.defer) == 1
     with pytest.raises(KeyError):
         clinc150.unseen_texts(tmp_path)
 
