@@ -28,7 +28,8 @@ import torch
 from _cifar10_images import CLASSES, Part, cifar10
 from _corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from _fast_network import Augmented, FastNetwork, triangular, whitening
-from _real_data import Bounded, Known, Study, Unseen, choose, measure, read, standard_rows, tables
+from _real_data import Known, Study, Unseen, bounded, choose, measure, read, standard_rows
+from _tables import tables
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -93,7 +94,7 @@ def build(device: str, num_classes: int, filters: Tensor | None, kind: str, numb
         model = Augmented(FastNetwork(num_classes, WIDTHS, filters))
     if kind == "sngp":
         return SNGP(model, generator=torch.Generator().manual_seed(number))
-    return Bounded(model, "network.classifier") if kind == "control" else model
+    return bounded(model, "network.classifier") if kind == "control" else model
 
 
 def train(device: str, model: nn.Module, known: Known, kind: str, number: int) -> None:

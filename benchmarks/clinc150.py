@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _real_data import Bounded, Known, Row, Study, Unseen, choose, measure, read, standard_rows, tables
+from _real_data import Known, Row, Study, Unseen, bounded, choose, measure, read, standard_rows
 from _sentences import WIDTH, clinc150_texts, embeddings, minilm, pooled
+from _tables import tables
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -56,7 +57,7 @@ def build_frozen(num_classes: int, kind: str, number: int) -> nn.Module:
     model = network(None if kind in ("sngp_linear", "logistic") else 512, num_classes)
     if kind.startswith("sngp"):
         return SNGP(model, generator=torch.Generator().manual_seed(number))
-    return Bounded(model, "3") if kind == "control" else model
+    return bounded(model, "3") if kind == "control" else model
 
 
 def train_frozen(epochs: int, model: nn.Module, known: Known, kind: str, number: int) -> None:
@@ -134,7 +135,7 @@ def build_finetuned(kind: str, number: int) -> nn.Module:
     model = SentenceClassifier(NUM_CLASSES)
     if kind == "sngp":
         return SNGP(model, generator=torch.Generator().manual_seed(number))
-    return Bounded(model, "classifier") if kind == "control" else model
+    return bounded(model, "classifier") if kind == "control" else model
 
 
 def train_finetuned(device: str, model: nn.Module, known: Known, kind: str, number: int) -> None:

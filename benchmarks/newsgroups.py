@@ -17,8 +17,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from _real_data import Known, Study, choose, measure, read, tables
+from _real_data import Known, Study, choose, measure, read
 from _sentences import HELD_OUT_GROUPS, embeddings, newsgroups_texts
+from _tables import tables
 from clinc150 import EPOCHS, build_frozen, frozen_rows, frozen_study, unseen_embeddings
 from torch import Tensor
 

@@ -125,6 +125,26 @@ def test_cifar10_chooses_by_the_training_images(tmp_path: Path, monkeypatch: pyt
     assert study.kept_row("sngp", 0).exists()
 
 
+def test_a_control_is_bounded_while_it_trains() -> None:
+    from _real_data import bounded
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
+    with torch.no_grad():
+        network[0].weight.mul_(7 / torch.linalg.matrix_norm(network[0].weight, 2))
+    bounded(network, "1")
+    with torch.no_grad():
+        network[0].weight.mul_(3)
+        network[1].weight.mul_(100)
+    inputs, last = torch.randn(4, 8), network[1].weight.clone()
+    network.eval()(inputs)
+    assert float(torch.linalg.matrix_norm(network[0].weight, 2)) == pytest.approx(21, rel=1e-3)
+    for _ in range(20):
+        network.train()(inputs)
+    assert float(torch.linalg.matrix_norm(network[0].weight, 2)) == pytest.approx(7, rel=1e-2)
+    assert torch.equal(network[1].weight, last)
+
+
 def test_a_first_layer_whitens_the_patches_that_it_is_made_of() -> None:
     from _fast_network import MEAN, STD, FastNetwork, whitening
 
@@ -155,7 +175,8 @@ def test_a_corruption_follows_from_its_seed(strength: int) -> None:
 
 @pytest.mark.parametrize("script", ["clinc150", "newsgroups", "cifar10"])
 def test_the_page_of_figures_has_the_tables_that_were_measured(script: str) -> None:
-    from _real_data import read, tables
+    from _real_data import read
+    from _tables import tables
 
     results = read(BENCHMARKS / "results" / f"{script}.json")
     titles = __import__(script).TITLES
