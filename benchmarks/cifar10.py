@@ -73,7 +73,7 @@ class Recipe:
 
 
 RECIPES = {
-    "cpu": Recipe("", 10, 256, 0.2, 5e-4, num_members=4, seeds=(0, 1)),
+    "cpu": Recipe("", 16, 256, 0.3, 5e-4, num_members=4, seeds=(0, 1)),
     "cuda": Recipe("-wrn", 200, 128, 0.1, 5e-4, num_members=3, seeds=(0, 1, 2)),
 }
 
@@ -89,7 +89,7 @@ def build(device: str, num_classes: int, filters: Tensor | None, kind: str, numb
     """Answers an untrained model; `filters` are those of the first layer, None where weights are loaded next."""
     torch.manual_seed(number)
     if device == "cuda":
-        model = Augmented(WideResNet(num_classes=num_classes), shift=4, cutout=0, augmix=True)
+        model = Augmented(WideResNet(num_classes=num_classes), shift=4, augmix=True)
     else:
         model = Augmented(FastNetwork(num_classes, WIDTHS, filters))
     if kind == "sngp":
@@ -109,7 +109,7 @@ def train(device: str, model: nn.Module, known: Known, kind: str, number: int) -
         optimizer=recipe.optimizer,
         scheduler=lambda optimizer: triangular(optimizer, steps),
         schedule_every="step",
-        mixed_precision="bf16" if device == "cuda" else "no",
+        mixed_precision="bf16",
         seed=number,
         device="cpu" if device == "cpu" else None,
         progress=False,
@@ -125,6 +125,7 @@ def study_of(part: str, device: str, filters: Tensor | None, work: Path) -> Stud
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "learning_rate": recipe.learning_rate,
+        "mixed_precision": "bf16",
         "weight_decay": recipe.weight_decay,
         "classes": [CLASSES[index] for index in KEPT[part]],
         "validation": "a tenth of the training images, halved",

@@ -159,7 +159,9 @@ def test_a_first_layer_whitens_the_patches_that_it_is_made_of() -> None:
     network = FastNetwork(10, (4,), whitening(images, floor=1e-6))
     normalised = (images.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     with torch.no_grad():
-        answers = network.whiten(normalised).permute(1, 0, 2, 3).flatten(1).double()
+        both = network.whiten(normalised).permute(1, 0, 2, 3).flatten(1).double()
+    answers, opposites = both.split(len(both) // 2)
+    torch.testing.assert_close(opposites, -answers)
     moments = answers @ answers.T / answers.shape[1]
     present = moments.diagonal() > 0.5  # patches of such images do not span all directions
     assert int(present.sum()) > 10
