@@ -19,7 +19,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from _measuring import in_turns, machine, medians, ratio
 from torch import nn
 
 from hesitant import SNGP, DeepEnsemble, DeferralPolicy, Deterministic, MCDropout, Prediction, calibrate
+from hesitant.detection import FeatureDetector
 from hesitant.evaluation import CalibrationWarning, accuracy, aupr, aurc, auroc, ece, fpr95, nll, uncertainty
 from hesitant.files import write_text
 from hesitant.nn import SpectralNormalizer
@@ -37,6 +38,15 @@ GUARD = 0.05  # of hesitant.evaluation.recommend
 # Beside each method's own score: what else it could be asked to detect by.
 OTHER_SCORES = ("confidence", "predictive_entropy", "mutual_information", "energy")
 TIMED_ROUNDS = 3
+# Detectors that any network has, and those that need its last layer to be a Linear.
+OF_ANY = {
+    "knn": "kNN",
+    "relative_mahalanobis": "relative Mahalanobis",
+    "energy": "energy",
+    "gen": "GEN",
+    "max_softmax": "max softmax",
+}
+OF_LINEAR = {"vim": "ViM", "scale": "SCALE"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,7 @@ class Row:
         kind: of the models that it is made of.
         method: makes it of them.
         numbers: of the models, by the seed.
+        detector: the name of the detector, fitted to the training data, whose score it detects by; None for its own.
         factors: the ladder that an SNGP's mean-field factor is chosen from; None for that of `calibrate`.
         seeds: those that it has, of the seeds asked for; None for all.
     """
@@ -90,6 +101,7 @@ class Row:
     kind: str
     method: Callable[[list[nn.Module]], Any]
     numbers: Callable[[int], Sequence[int]] = lambda seed: [seed]
+    detector: Any = None
     factors: Sequence[float] | None = None
     seeds: Sequence[int] | None = None
 
@@ -139,6 +151,11 @@ class Study:
         found = [self.trained(row.kind, number) for number in row.numbers(seed)]
         return row.method([model for model, _ in found]), sum(seconds for _, seconds in found)
 
+    def answering(self, name: str, method: Any, known: Known) -> Any:
+        """Answers what predicts in a row: its method, calibrated already, or a detector that is fitted on it here."""
+        detector = self.rows[name].detector
+        return method if detector is None else FeatureDetector(method, detector).fit(known.train)
+
 
 def bounded(model: nn.Module, classifier: str) -> nn.Module:
     """Answers a plain network whose weights are bounded while it trains as an SNGP's are, all but its classifier's."""
@@ -177,7 +194,7 @@ def standard_rows(num_members: int, num_passes: int, *, ensembles: Sequence[int]
     def single(models: list[nn.Module]) -> nn.Module:
         return models[0]
 
-    return {
+    rows = {
         "deterministic": Row("deterministic", "plain", lambda models: Deterministic(models[0]), first),
         "control": Row("deterministic, SNGP's recipe", "control", lambda models: Deterministic(models[0]), first),
         "mc_dropout": Row(
@@ -187,6 +204,17 @@ def standard_rows(num_members: int, num_passes: int, *, ensembles: Sequence[int]
         "no_covariance": Row("SNGP without its covariance", "sngp", single, first, factors=(0.0,)),
         "sngp": Row("SNGP", "sngp", single, first),
         "sngp_ensemble": Row(f"ensemble of {num_members} SNGPs", "sngp", DeepEnsemble, members, seeds=ensembles),
+    }
+    rows |= detector_rows(rows, "deterministic", {**OF_ANY, **OF_LINEAR})
+    return rows | detector_rows(rows, "control", {"ddu": "DDU"}) | detector_rows(rows, "sngp", OF_ANY)
+
+
+def detector_rows(rows: Mapping[str, Row], base: str, detectors: Mapping[str, str]) -> dict[str, Row]:
+    """Answers a row for each detector, named as the table calls it, on the weights and calibration of another row."""
+    row = rows[base]
+    return {
+        f"{base}_{name}": replace(row, title=f"{row.title}, {title}", detector=name)
+        for name, title in detectors.items()
     }
 
 
@@ -203,7 +231,10 @@ def choose(study: Study, known: Known, seed: int, rows: Iterable[str]) -> None:
             warnings.simplefilter("ignore", CalibrationWarning)
             options = {} if row.factors is None else {"mean_field_factors": row.factors}
             found = calibrate(method, known.tune, **options)
-        prediction = method.predict(known.defer).to("cpu")
+        began = time.perf_counter()
+        answering = study.answering(name, method, known)
+        seconds += time.perf_counter() - began
+        prediction = answering.predict(known.defer).to("cpu")
         chosen = {
             "temperature": found.temperature,
             "mean_field_factor": found.mean_field_factor,
@@ -261,8 +292,13 @@ def calibrated(study: Study, name: str, seed: int) -> tuple[Any, dict[str, Any]]
     return method, chosen
 
 
-def measure(study: Study, unseen: Unseen, seed: int, rows: Iterable[str], device: str, results: Path) -> None:
-    """Measures what was chosen for rows, but for what the results hold of this very choice already."""
+def measure(
+    study: Study, known: Known, unseen: Unseen, seed: int, rows: Iterable[str], device: str, results: Path
+) -> None:
+    """Measures what was chosen for rows, but for what the results hold of this very choice already.
+
+    Detectors are fitted to the training data again: nothing but a seed is in it, and they are in no file.
+    """
     measured = read(results).get(study.name, {}).get("rows", {})
     baseline = calibrated(study, "deterministic", seed)[0].to(device)
     for name in rows:
@@ -272,12 +308,12 @@ def measure(study: Study, unseen: Unseen, seed: int, rows: Iterable[str], device
         if digest is None or before.get("chosen") == digest:
             continue
         method, chosen = calibrated(study, name, seed)
-        method.to(device)
+        answering = study.answering(name, method.to(device), known)
         paths = {risk: _beside(kept, risk) for risk in RISKS}
         policies = {risk: DeferralPolicy.load(path) if path.exists() else None for risk, path in paths.items()}
         found = {
-            **figures(method.predict, unseen, policies),
-            **_cost(method, baseline, unseen),
+            **figures(answering.predict, unseen, policies),
+            **_cost(answering, baseline, unseen),
             **{key: chosen[key] for key in ("temperature", "mean_field_factor", "training_seconds")},
         }
         _note(study, results, device, name, seed, {**found, "chosen": digest})

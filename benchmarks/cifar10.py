@@ -182,15 +182,15 @@ def main() -> None:
     arguments = parser.parse_args()
     device, seeds = arguments.device, arguments.seeds or RECIPES[arguments.device].seeds
     for part in [] if arguments.table else arguments.parts:
+        known = known_images(part, arguments.folder)
         if "choose" in arguments.phases:
-            known = known_images(part, arguments.folder)
             study = study_of(part, device, whitening(known.train[0]), arguments.work)
             for seed in seeds:
                 choose(study, known, seed, arguments.rows)
         if "measure" in arguments.phases:
             study, unseen = study_of(part, device, None, arguments.work), unseen_images(part, arguments.folder)
             for seed in seeds:
-                measure(study, unseen, seed, arguments.rows, device, arguments.out)
+                measure(study, known, unseen, seed, arguments.rows, device, arguments.out)
     print(tables(read(arguments.out), TITLES))
 
 

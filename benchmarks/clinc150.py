@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _real_data import Known, Row, Study, Unseen, bounded, choose, measure, read, standard_rows
+from _real_data import Known, Row, Study, Unseen, bounded, choose, detector_rows, measure, read, standard_rows
 from _sentences import WIDTH, clinc150_texts, embeddings, minilm, pooled
 from _tables import tables
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ EPOCHS = {"frozen": 20, "finetuned": 3}
 BATCH_SIZE, LEARNING_RATE = 32, 2e-4  # of fine-tuning
 REGULARISATIONS = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C, of norm-1 inputs
 NUM_TIMED = 512
+OF_EMBEDDINGS = {"knn": "kNN", "relative_mahalanobis": "relative Mahalanobis"}
 
 
 def network(hidden: int | None, num_classes: int) -> nn.Module:
@@ -88,11 +89,12 @@ def logistic_regression(linear: nn.Linear, known: Known) -> None:
 
 def frozen_rows() -> dict[str, Row]:
     """Answers the rows on frozen embeddings."""
-    return {
+    rows = {
         **standard_rows(num_members=10, num_passes=100),
         "logistic": Row("logistic regression", "logistic", lambda models: Deterministic(models[0]), seeds=(0,)),
         "sngp_linear": Row("SNGP of one Linear", "sngp_linear", lambda models: models[0]),
     }
+    return rows | detector_rows(rows, "logistic", OF_EMBEDDINGS)
 
 
 def frozen_study(work: Path, epochs: int) -> Study:
@@ -220,14 +222,14 @@ def main() -> None:
         study = frozen_study(arguments.work, arguments.epochs) if frozen else finetuned_study(arguments.work, device)
         rows = [row for row in arguments.rows if row in study.rows]
         seeds = arguments.seeds or range(SEEDS[part])
+        known = known_embeddings(split_of) if frozen else known_texts(arguments.folder)
         if "choose" in arguments.phases:
-            known = known_embeddings(split_of) if frozen else known_texts(arguments.folder)
             for seed in seeds:
                 choose(study, known, seed, rows)
         if "measure" in arguments.phases:
             unseen = unseen_embeddings(split_of, {"oos": "oos_test"}) if frozen else unseen_texts(arguments.folder)
             for seed in seeds:
-                measure(study, unseen, seed, rows, device, arguments.out)
+                measure(study, known, unseen, seed, rows, device, arguments.out)
     print(tables(read(arguments.out), TITLES))
 
 

@@ -57,14 +57,15 @@ def main() -> None:
         return embeddings(kept, lambda: newsgroups_texts(arguments.folder, name))
 
     study = newsgroups_study(arguments.work, arguments.epochs)
-    if not arguments.table and "choose" in arguments.phases:
-        known = Known(*split(split_of("train"), [0.8, 0.1, 0.1]))
+    phases = [] if arguments.table else arguments.phases
+    known = Known(*split(split_of("train"), [0.8, 0.1, 0.1])) if phases else None
+    if known is not None and "choose" in phases:
         for seed in arguments.seeds:
             choose(study, known, seed, arguments.rows)
-    if not arguments.table and "measure" in arguments.phases:
+    if known is not None and "measure" in phases:
         unseen = unseen_embeddings(split_of, {"near": "near", "far": "far"})
         for seed in arguments.seeds:
-            measure(study, unseen, seed, arguments.rows, "cpu", arguments.out)
+            measure(study, known, unseen, seed, arguments.rows, "cpu", arguments.out)
     print(tables(read(arguments.out), TITLES))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-ROWS = ["deterministic", "no_covariance", "sngp"]
+ROWS = ["deterministic", "no_covariance", "sngp", "sngp_knn"]
 
 
 @pytest.fixture(autouse=True)
