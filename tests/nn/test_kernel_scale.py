@@ -211,3 +211,72 @@ def test_workers_agree_also_where_one_cannot_decide(tmp_path):
     both = math.sqrt(medians[0] * medians[1])
     assert [scale for scale, _ in first] == pytest.approx([both, both, medians[0]], rel=1e-9)
     assert [seen for _, seen in first] == [40, 40, 21]  # what could not decide was not counted
+
+
+# ---------------------------------------------------------------- a scale that follows
+
+
+def steps(gp, batches):
+    """Training forwards, each after a step of an optimizer."""
+    optimizer = torch.optim.SGD(gp.parameters(), lr=0.0)
+    for x in batches:
+        gp.train()(x).sum().backward()
+        optimizer.step()
+
+
+def test_a_running_median_begins_with_the_first_batch_and_ends_where_the_inputs_do():
+    gp, x = layer(kernel_scale="running_median"), inputs(64)
+    steps(gp, [x])
+    assert gp.kernel_scale == pytest.approx(median(x), rel=1e-9)
+    steps(gp, [5 * x] * 400)
+    assert gp.kernel_scale == pytest.approx(25 * median(x), rel=1e-2)
+
+
+def test_it_is_a_moving_average_of_logarithms():
+    gp, first, then = layer(kernel_scale="running_median"), inputs(64), 3 * inputs(64, seed=2)
+    steps(gp, [first, then])
+    expected = 0.98 * math.log(median(first)) + 0.02 * math.log(median(then))
+    assert math.log(gp.kernel_scale) == pytest.approx(expected, rel=1e-5)
+
+
+def test_it_stays_where_no_optimizer_has_stepped():
+    gp, x = layer(kernel_scale="running_median"), inputs(64)
+    for _ in range(3):
+        gp.train()(x)
+        gp.train()(9 * x)
+    assert gp.kernel_scale == pytest.approx(median(x), rel=1e-9)
+    gp.update(x)
+    steps(gp, [x])  # what was fitted is stale now
+    gp.reset_covariance()
+    gp.update(x)
+    gp.train()(9 * x)
+    assert gp.covariance_state == "fitted"
+    assert gp.kernel_scale == pytest.approx(median(x), rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:the covariance is not fitted")
+def test_an_evaluation_and_a_look_at_shapes_do_not_move_it():
+    gp, x = layer(kernel_scale="running_median"), inputs(64)
+    steps(gp, [x])
+    gp.eval()(9 * x)
+    with torch.no_grad():
+        gp.train()(9 * x)
+    assert gp.kernel_scale == pytest.approx(median(x), rel=1e-9)
+
+
+@pytest.mark.parametrize("odd", [torch.ones(8, D), torch.full((8, D), math.nan), torch.full((8, D), 1e30)])
+def test_inputs_that_say_nothing_do_not_move_it(odd):
+    gp, x = layer(kernel_scale="running_median"), inputs(64)
+    steps(gp, [x, x])
+    before = gp.kernel_scale
+    with torch.no_grad():
+        gp.follow(odd)
+    assert gp.kernel_scale == before
+
+
+def test_features_that_grow_as_a_whole_stay_as_they_are():
+    gp, x = layer(kernel_scale="running_median"), inputs(64)
+    steps(gp, [x])
+    before = gp.features(x)
+    steps(gp, [7 * x] * 800)
+    torch.testing.assert_close(gp.features(7 * x), before, rtol=1e-3, atol=1e-3)

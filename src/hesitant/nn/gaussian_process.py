@@ -284,11 +284,28 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
         self.laplace.replace(product, count, self._exact_dtype())
         self._warned = False
 
+    def decide(self, x: Tensor) -> bool:
+        """Decides kernel scale and parametrization by training inputs ``(..., D)``, if they are not; are they now?
+
+        No answer changes by the parametrization. Inputs that are all alike, or one alone, decide nothing. In a run of
+        several workers all call this, and agree.
+        """
+        before, decided = self.is_decided(), super().decide(x)
+        if decided and not before and self.laplace.state == "none":
+            self._validity.begin(self)  # a running scale follows what an optimizer has stepped on since
+        return decided
+
     @torch.no_grad()
     def reset_covariance(self) -> None:
         """Forgets all data: the covariance is that of the prior, and its state ``"none"``."""
         self.laplace.reset()
         self._validity.begin(self)
+
+    def expect_no_step(self) -> None:
+        """Takes it that no optimizer has stepped since the last training forward: a running kernel scale stays."""
+        self._validity.settle(self, self.laplace)
+        if self.laplace.state != "fitted":
+            self._validity.begin(self)
 
     @run_eagerly
     def factorize(self) -> None:
@@ -317,8 +334,11 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
 
     @run_eagerly
     def _note_training(self, x: Tensor) -> None:
+        recording = current_recording()
+        told = recording is not None and recording.decides  # that this is training data, and it has been looked at
         # Without gradients it may be a look at shapes, which decides nothing.
-        decided = self._decide_or_follow(x) if torch.is_grad_enabled() else not self.is_open
+        looks = torch.is_grad_enabled() and not told
+        decided = self._decide_or_follow(x) if looks else not self.is_open
         if self.laplace.momentum is None:
             self._validity.settle(self, self.laplace)
             self._validity.trained = True
@@ -329,14 +349,11 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
 
     def _decide_or_follow(self, x: Tensor) -> bool:
         """Lets training inputs decide what is open, or move a running kernel scale; answers whether all is decided."""
-        if self.is_open or not self.scale.follows:
-            was_open, decided = self.is_open, self.decide(x)
-            if was_open and decided and self.laplace.state == "none":
-                self._validity.begin(self)  # from here on an optimizer's steps are counted
-            return decided
+        if not self.is_decided():
+            return self.decide(x)
         # Before an optimizer has stepped the inputs are those of before, and the covariance stays theirs. A forward
         # within backward, of activation checkpointing, has the scale of the first.
-        if self._validity.watch.raised and torch._C._current_graph_task_id() == -1:
+        if self.scale.follows and self._validity.watch.raised and torch._C._current_graph_task_id() == -1:
             self.follow(x)
         return True
 

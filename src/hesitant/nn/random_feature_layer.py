@@ -149,6 +149,10 @@ class RandomFeatureLayer(nn.Module):
         """Whether training data has still to decide the kernel scale or the parametrization."""
         return self.scale.is_open or (self.parametrization is not None and self.parametrization.is_open)
 
+    def is_decided(self) -> bool:
+        """Answers whether training data has decided the kernel scale and the parametrization."""
+        return self.scale.is_decided() and (self.parametrization is None or self.parametrization.is_decided())
+
     @run_eagerly
     @torch.no_grad()
     def decide(self, x: Tensor) -> bool:

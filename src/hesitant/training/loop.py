@@ -121,8 +121,10 @@ class _Run:
     def epoch(self, number: int) -> float:
         """Trains for one epoch and answers its mean loss; ``number`` counts the epochs before it."""
         gp = self.model.gp if isinstance(self.model, SNGP) else None
-        if gp is not None and gp.laplace.momentum == 1:
-            gp.reset_covariance()  # nothing is forgotten: without this, each epoch would count the data once more
+        if gp is not None:
+            gp.expect_no_step()  # a resumed run cannot know of one, and is to end as an unbroken one
+            if gp.laplace.momentum == 1:
+                gp.reset_covariance()  # nothing is forgotten: without this, each epoch would count the data once more
         self.prepared.train()
         total, count = torch.zeros((), dtype=torch.float64, device=self.accelerator.device), 0
         for position, item in enumerate(self.loader):

@@ -54,7 +54,8 @@ class VectorizedRun:
                 checkpoints = MemberCheckpoints(self.members, self.each, self.batches)
             loaded = None if checkpoints is None else self._resumed(checkpoints)
             for member, own, batch in zip(self.members, self.each, firsts, strict=True):
-                if isinstance(member, SNGP):  # sets its kernel scale and its covariance's state
+                if isinstance(member, SNGP):  # decides its kernel scale, and sets its covariance's state
+                    member.gp.expect_no_step()
                     with seeded(own.seed, self.device):
                         member(*batch.args, **batch.kwargs)
             stack = self._rehearsed(firsts)

@@ -44,9 +44,7 @@ class MemberStack:
         self._members, self._settings = list(members), settings
         networks = [network_of(member) for member in members]
         self._base = copy.deepcopy(networks[0]).train()  # runs with the weights of each
-        for module in self._base.modules():
-            if isinstance(module, RandomFeatureGaussianProcess):
-                module.reset_covariance()  # which stacked weights must not be compared with
+        self._forget_covariances()
         self.weights = StackedWeights(networks)
         self.optimizer = self.weights.optimizer(settings.make_optimizer, members[0])
         self.schedule = Schedule(settings.make_scheduler, settings.schedule_every, self.optimizer)
@@ -66,10 +64,10 @@ class MemberStack:
         buffers = {name: buffer.clone() for name, buffer in self.weights.buffers.items()}
         kept = plain_attributes(self._base)
         self._backward(batches, self._masks(0))
+        self._put_back(buffers)
         losses, _ = self._backward(batches, None)
+        self._put_back(buffers)
         self.optimizer.zero_grad()
-        if any(not _equal(buffer, self.weights.buffers[name]) for name, buffer in buffers.items()):
-            raise CannotStackError("the model keeps statistics while it trains")
         tolerance = _AGREEMENT[self._settings.mixed_precision]
         for index, (batch, together) in enumerate(zip(batches, losses.tolist(), strict=True)):
             alone = self._loss_alone(index, batch)
@@ -80,11 +78,19 @@ class MemberStack:
         if plain_attributes(self._base) != kept:
             raise CannotStackError("the model changes its own attributes while it trains")
 
+    def _put_back(self, buffers: dict[str, Tensor]) -> None:
+        for name, buffer in self.weights.buffers.items():
+            if name in self.weights.moving:
+                buffer.copy_(buffers[name])
+            elif not _equal(buffer, buffers[name]):
+                raise CannotStackError("the model keeps statistics while it trains")
+
     def epoch(self, number: int, batches: Iterator[Sequence[Batch] | Batch]) -> Tensor:
         """Trains for one epoch, and answers the mean loss of each member, ``(M,)`` float64.
 
         No other epoch has a part in what is drawn in it: a resumed run draws as an unbroken one.
         """
+        self._forget_covariances()
         torch.manual_seed(derived_seed(self._settings.seed, number))
         masks, device = self._masks(number), self.weights.device
         total = torch.zeros(len(self._members), dtype=torch.float64, device=device)
@@ -108,6 +114,12 @@ class MemberStack:
         return total.cpu() / counts
 
     # ---------------------------------------------------------------- inside
+
+    def _forget_covariances(self) -> None:
+        """Forgets what stacked weights must not be compared with; what has moved before is forgotten, too."""
+        for module in self._base.modules():
+            if isinstance(module, RandomFeatureGaussianProcess):
+                module.reset_covariance()
 
     def _masks(self, epoch: int) -> Masks:
         return Masks([(self._settings.seed, epoch)])

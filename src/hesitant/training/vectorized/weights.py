@@ -34,7 +34,7 @@ class CannotStackError(Exception):
 class StackedWeights:
     """The parameters and buffers of networks of one architecture, ``(M, ...)``, which are the members' until released.
 
-    Of the buffers these are the running kernel scales, which alone move.
+    Of the buffers, running kernel scales alone move.
 
     The weights of linear layers are kept ``(M, in, out)``, the other way round than the members have them: so kept,
     their gradients come as they are kept.
@@ -45,6 +45,7 @@ class StackedWeights:
     Attributes:
         parameters: By name, as they are kept.
         buffers: By name; without those of a covariance, for which training has no use.
+        moving: The names of the buffers that move.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
@@ -60,7 +61,7 @@ class StackedWeights:
             for name, _ in networks[0].named_buffers()
             if name not in unused
         }
-        self._moving = [
+        self.moving = [
             f"{prefix}scale.code" if not prefix else f"{prefix}.scale.code"
             for prefix, module in networks[0].named_modules()
             if isinstance(module, RandomFeatureGaussianProcess) and module.scale.follows
@@ -72,7 +73,7 @@ class StackedWeights:
         for name, stacked in self.parameters.items():
             for row, network in zip(self._used(name, stacked.data), self._networks, strict=True):
                 network.get_parameter(name).data = row
-        for name in self._moving:
+        for name in self.moving:
             for row, network in zip(self.buffers[name], self._networks, strict=True):
                 network.get_buffer(name).data = row
 
@@ -81,7 +82,7 @@ class StackedWeights:
         for name, stacked in self.parameters.items():
             for row, network in zip(self._used(name, stacked.data), self._networks, strict=True):
                 network.get_parameter(name).data = row.clone(memory_format=torch.contiguous_format)
-        for name in self._moving:
+        for name in self.moving:
             for row, network in zip(self.buffers[name], self._networks, strict=True):
                 network.get_buffer(name).data = row.clone()
 
