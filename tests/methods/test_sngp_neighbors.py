@@ -47,6 +47,7 @@ def test_the_score_is_the_distance_to_the_nearest_training_input(posterior: Any)
 
 def test_nothing_else_of_the_prediction_changes() -> None:
     other = sngp()
+    other.start_from_classifier(rows(50))
     plain = SNGP(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)), num_inducing=32)
     plain.load_state_dict({k: v for k, v in other.state_dict().items() if not k.startswith("neighbors.")})
     for model in (plain, other):

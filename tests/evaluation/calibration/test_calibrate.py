@@ -468,7 +468,14 @@ def sharply_informed(size: int) -> tuple[SNGP, tuple[Tensor, Tensor]]:
     targets = torch.randint(12, (size + 2000,), generator=draws)
     inputs = centers[targets] + 1.4 * torch.randn(size + 2000, 8, generator=draws)
     method = SNGP(
-        nn.Linear(8, 12), norm_bound=None, num_inducing=256, kernel_scale=64.0, ridge_penalty=1.0, generator=draws
+        nn.Linear(8, 12),
+        norm_bound=None,
+        num_inducing=256,
+        kernel_scale=64.0,
+        ridge_penalty=1.0,
+        random_features="gaussian",
+        parametrization="standard",
+        generator=draws,
     )
     optimizer = torch.optim.Adam(method.parameters(), lr=0.1)
     for _ in range(60):
@@ -516,7 +523,14 @@ def under_confident() -> Any:
     """A Gaussian process over the plane itself, trained too short to be sure of anything."""
     inputs, targets = moons(0)
     method = SNGP(
-        nn.Linear(2, 2), norm_bound=None, num_inducing=256, kernel_scale=0.2, ridge_penalty=0.1, generator=generator()
+        nn.Linear(2, 2),
+        norm_bound=None,
+        num_inducing=256,
+        kernel_scale=0.2,
+        ridge_penalty=0.1,
+        random_features="gaussian",
+        parametrization="standard",
+        generator=generator(),
     )
     optimizer = torch.optim.Adam(method.parameters(), lr=0.02)
     for _ in range(30):
