@@ -69,8 +69,9 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
         activation: What makes features of the projection; ``torch.relu`` gives an arc-cosine kernel.
         scale_random_features: Whether features carry sqrt(2/M), so that the prior variance is about 1.
         parametrization: ``"standard"``: beta are the output weights themselves, and want a learning rate of their own.
-            ``"linear"``: beta makes them so that it learns at the rate of the Linear in whose place the layer stands
-            (see :class:`~hesitant.nn.linear_parametrization.LinearParametrization`).
+            ``"linear"``: beta makes them so that it learns at the rate of the Linear in whose place the layer stands:
+            ``w = s (beta - (1 - r) u u^T beta)`` with u the direction of the features' mean, ``s^2 = tr Var(x) / tr
+            Var(phi)`` (at least D for tr Var(x)) and ``(s r)^2 = 1 / |E phi|^2``, all of the first training data.
         bias: Constant added to the logits.
         train_bias: Whether the optimizer learns it.
         l2_penalty: Weight of the output weights' squares in :meth:`regularization_loss`.

@@ -19,11 +19,12 @@ class LinearParametrization(nn.Module):
     times as fast as what tells inputs apart, and sets the highest rate that does not diverge. With
     ``u = m / |m|``,
 
-    ``w = s (beta - (1 - r) u u^T beta)``, ``s^2 = tr Var(x) / tr Var(phi)``, ``(s r)^2 = 1 / |m|^2``
+    ``w = s (beta - (1 - r) u u^T beta)``, ``s^2 = max(D, tr Var(x)) / tr Var(phi)``, ``(s r)^2 = 1 / |m|^2``
 
-    the inputs' spread and the bias of the Linear are both matched, on average over the training data. Any w is made by
-    some beta: neither the model nor its posterior over w is another one, the path to the optimum alone. Source: the
-    tangent kernel of a step, Jacot et al., "Neural Tangent Kernel", NeurIPS 2018, section 4.
+    the inputs' spread and the bias of the Linear are both matched, on average over the training data; inputs of less
+    than unit variance count as of unit variance, for a Linear learns too slowly from them. Any w is made by some beta:
+    neither the model nor its posterior over w is another one, the path to the optimum alone. Source: the tangent kernel
+    of a step, Jacot et al., "Neural Tangent Kernel", NeurIPS 2018, section 4.
 
     Until training data has come, s is that of features of unit variance at the median heuristic's scale, and r is 1.
     What is decided is kept in integers, as :class:`~hesitant.nn.kernel_scale.KernelScale` does and for its reason.
