@@ -13,7 +13,7 @@ import torch
 
 import hesitant
 from hesitant.data import two_moons, two_moons_ood
-from hesitant.evaluation import accuracy, auroc, uncertainty
+from hesitant.evaluation import accuracy, auroc
 from hesitant.nn import SpectralBoundWarning
 from hesitant.nn.models import DeepResNet
 from hesitant.plots import points, uncertainty_surface
@@ -46,7 +46,7 @@ hesitant.fit(model, train, epochs=50)
 # One forward pass answers with everything. Nobody told either model about the cloud.
 for name, method in {"plain": plain, "SNGP": model}.items():
     known, unknown = method.predict(test), method.predict(cloud)
-    detected = auroc(uncertainty(known), uncertainty(unknown))
+    detected = auroc(known.ood_score, unknown.ood_score)
     print(
         f"{name}: accuracy {accuracy(known):.3f}, mean confidence {known.confidence.mean():.3f} on test points and"
         f" {unknown.confidence.mean():.3f} in the cloud, which is told apart with an AUROC of {detected:.3f}"
