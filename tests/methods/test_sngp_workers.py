@@ -151,7 +151,7 @@ def work(rank: int, workers: int, folder: str) -> None:
             **options,  # type: ignore[arg-type]
         )
         answer[name] = state(fitted), history
-    options: dict[str, Any] = {"batch_size": 8, "progress": False}
+    options: dict[str, Any] = {"batch_size": 8, "progress": False, "scheduler": None}
     whole, half, resumed = sngp(), sngp(), sngp()  # with dropout
     hesitant.fit(whole, TensorDataset(X, Y), epochs=3, **options)
     hesitant.fit(half, TensorDataset(X, Y), epochs=1, checkpoint=Path(folder) / "resumed", **options)

@@ -9,7 +9,6 @@ read data through here.
 
 from hesitant.inputs.batch import Batch, map_tensors, num_inputs, tensors_of
 from hesitant.inputs.collate import as_batch
-from hesitant.inputs.data import Loader as Loader
 from hesitant.inputs.data import Rows, batches, understood
 from hesitant.inputs.numbers import as_class_targets, as_targets
 from hesitant.inputs.repeatable import RepeatableData

@@ -155,25 +155,37 @@ class RandomFeatureLayer(nn.Module):
 
     @run_eagerly
     @torch.no_grad()
+    def decide_kernel_scale(self, x: Tensor) -> bool:
+        """Decides the kernel scale by training inputs ``(..., D)``, if it is not yet; answers whether it is now.
+
+        Inputs that are all alike, or one alone, decide nothing. In a run of several workers all call this, and agree.
+        """
+        if self.scale.is_decided():
+            return True
+        with torch.autocast(x.device.type, enabled=False):
+            return self.scale.decide(self._normalized(x))
+
+    @run_eagerly
+    @torch.no_grad()
     def decide(self, x: Tensor) -> bool:
         """Decides kernel scale and parametrization by training inputs ``(..., D)``, if they are not; are they now?
 
         No answer changes by the parametrization. Inputs that are all alike, or one alone, decide nothing. In a run of
         several workers all call this, and agree.
         """
+        if not self.decide_kernel_scale(x):
+            return False
+        if self.parametrization is None or self.parametrization.is_decided():
+            return True
         with torch.autocast(x.device.type, enabled=False):
-            if not self.scale.is_decided() and not self.scale.decide(self._normalized(x)):
-                return False
-            if self.parametrization is None or self.parametrization.is_decided():
-                return True
             x = x.reshape(-1, x.shape[-1])
             x = x[:: max(1, len(x) // _DECIDING)][:_DECIDING]
             weights, drawn = self.output_weights, self.is_as_drawn()
             decided = self.parametrization.decide(x, self._unscaled_features(x) * self.feature_scale)
-            if decided:  # beta is now counted in other units
-                self.set_output_weights(weights)
-                self._note_as_drawn(drawn)
-            return decided
+        if decided:  # beta is now counted in other units
+            self.set_output_weights(weights)
+            self._note_as_drawn(drawn)
+        return decided
 
     @run_eagerly
     @torch.no_grad()
@@ -228,7 +240,7 @@ class RandomFeatureLayer(nn.Module):
             raise ValueError(f"x has shape {tuple(x.shape)}: an empty batch says nothing about the covariance.")
         if not bool(torch.isfinite(x).all()):
             raise ValueError(_not_finite("x holds NaN or Inf", x))
-        if not self.decide(x) and not self.scale.is_decided():
+        if not self.decide_kernel_scale(x):
             raise ValueError(
                 f'kernel_scale="median" needs at least two different inputs in the first batch, and got x of shape'
                 f" {tuple(x.shape)}, all alike: begin with a larger batch, or give kernel_scale a number."

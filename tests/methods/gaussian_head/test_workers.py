@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hesitant.methods.gaussian_head.workers import raise_together, several_workers, share_weights
+from hesitant.methods.gaussian_head.workers import several_workers, share_weights, together
 
 
 def test_one_worker_keeps_its_weights() -> None:
@@ -16,6 +16,7 @@ def test_one_worker_keeps_its_weights() -> None:
 
 
 def test_one_worker_raises_its_own_failure() -> None:
-    raise_together(None, torch.device("cpu"))
-    with pytest.raises(KeyError, match="mine"):
-        raise_together(KeyError("mine"), torch.device("cpu"))
+    with together(torch.device("cpu")):
+        pass
+    with pytest.raises(KeyError, match="mine"), together(torch.device("cpu")):
+        raise KeyError("mine")

@@ -7,11 +7,19 @@ from itertools import chain
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hesitant.inputs import Batch, Loader, as_batch, as_targets, batches, training_loader, understood
+from hesitant.inputs import (
+    Batch,
+    as_batch,
+    as_targets,
+    several_workers,
+    training_loader,
+)
 from hesitant.methods.gaussian_head.features import counted_features, repeating
+from hesitant.methods.gaussian_head.workers import together
 from hesitant.methods.outputs import Outputs, log_probs_of, logits_of
 from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.wrapper import device_of
@@ -71,42 +79,43 @@ def _least_squares(
     batch_size: int | None,
     seed: int,
 ) -> Tensor | None:
-    """Answers output weights ``(M, C)`` with which the Gaussian process answers as the classifier, if that is known."""
+    """Answers output weights ``(M, C)`` with which the Gaussian process answers as the classifier, if that is known.
+
+    Several workers decide alike; of their weights those of the first will be taken, as of all others.
+    """
     device = device_of(model)
     linear, model = linear.to(device), in_eval_mode(model)
-    given = (batch.to(device) for batch in _shuffled(data, batch_size, seed))
+    loader = training_loader(data, batch_size or 128, torch.Generator().manual_seed(seed))
+    given = (as_batch(item).to(device) for item in loader)
     judging: list[Batch] = []
-    for batch in given:
-        judging.append(batch)
-        if sum(batch.num_inputs or 1 for batch in judging) >= _JUDGING:
-            break
-    if not judging or not _knows(model, linear, judging, outputs):
+    features: list[Tensor] = []
+    known = torch.zeros((), device=device)
+    with together(device):
+        for batch in given:
+            judging.append(batch)
+            if sum(batch.num_inputs or 1 for batch in judging) >= _JUDGING:
+                break
+        if judging and _knows(model, linear, judging, outputs):
+            features += [x.flatten(0, -2) for x in _features(model, judging)]
+            known += 1
+    if several_workers():
+        dist.all_reduce(known, dist.ReduceOp.MIN)
+    if not known or not gp.decide(torch.cat(features)):
         return None
     gram = torch.zeros(gp.num_inducing, gp.num_inducing, dtype=torch.float64, device=device)
     products = torch.zeros(gp.num_inducing, gp.out_features, dtype=torch.float64, device=device)
     seen = 0
-    for x in _features(model, chain(judging, given)):
-        if not gp.decide(x):
-            continue
-        features = gp.features(x).flatten(0, -2)
-        logits = linear(x.to(linear.weight.dtype)).flatten(0, -2) - gp.output_bias
-        gram += (features.T @ features).double()
-        products += (features.T @ logits.to(features.dtype)).double()
-        seen += len(features)
-        if seen >= _INPUTS_A_FEATURE * gp.num_inducing:
-            break
-    if seen == 0:
-        return None
+    with together(device):
+        for x in chain(features, _features(model, given)):
+            phi = gp.features(x).flatten(0, -2)
+            logits = linear(x.to(linear.weight.dtype)).flatten(0, -2) - gp.output_bias
+            gram += (phi.T @ phi).double()
+            products += (phi.T @ logits.to(phi.dtype)).double()
+            seen += len(phi)
+            if seen >= _INPUTS_A_FEATURE * gp.num_inducing:
+                break
     gram.diagonal().add_(_RIDGE * float(gram.diagonal().sum()) / seen)
     return torch.cholesky_solve(products, torch.linalg.cholesky(gram))
-
-
-def _shuffled(data: Any, batch_size: int | None, seed: int) -> Iterator[Batch]:
-    """Answers the data in batches, shuffled where it comes in no order of its own."""
-    if isinstance(understood(data), Loader):
-        return batches(data, batch_size)
-    loader = training_loader(data, batch_size or 128, torch.Generator().manual_seed(seed))
-    return (as_batch(item) for item in loader)
 
 
 def _features(model: nn.Module, given: Iterable[Batch]) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hesitant.inputs import batches, several_workers, shared_batches
 from hesitant.methods.gaussian_head.features import counted_features
-from hesitant.methods.gaussian_head.workers import raise_together, share_weights
+from hesitant.methods.gaussian_head.workers import share_weights, together
 from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.wrapper import device_of
 from hesitant.nn import RandomFeatureGaussianProcess, UniformSample, recorded
@@ -34,12 +34,8 @@ def summed_contributions(
     share_weights(model)
     product = torch.zeros_like(gp.laplace.data_precision)
     count = torch.zeros((), dtype=torch.float64, device=product.device)
-    failure: Exception | None = None
-    try:
+    with together(product.device):
         _sum_over_share(model, gp, data, batch_size, product, count, sample)
-    except Exception as error:
-        failure = error
-    raise_together(failure, product.device)
     if several_workers():
         dist.all_reduce(product)
         dist.all_reduce(count)
@@ -59,12 +55,12 @@ def _sum_over_share(
     sample: UniformSample | None,
 ) -> None:
     model, device = in_eval_mode(model), device_of(model)
-    if gp.is_open and several_workers():
+    if not gp.scale.is_decided() and several_workers():
         # The median is agreed on by all workers, and one of them may have no share of the data.
         first = next(batches(data, batch_size)).to(device)
         with recorded(plain=True) as calls:
             model(*first.args, **first.kwargs)
-        gp.decide(torch.cat([call.inputs.flatten(0, -2) for call in calls]))
+        gp.decide_kernel_scale(torch.cat([call.inputs.flatten(0, -2) for call in calls]))
     for batch in shared_batches(data, batch_size):
         batch = batch.to(device)
         with recorded(plain=True) as calls:

@@ -1,5 +1,8 @@
 """What the workers of a torch.distributed run have to agree on before their sums mean anything."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -20,12 +23,18 @@ def share_weights(model: nn.Module) -> None:
                 dist.broadcast(tensor.data, 0)
 
 
-def raise_together(failure: Exception | None, device: torch.device) -> None:
-    """Raises the failure, on all workers if it happened to one: the others would wait for that one forever.
+@contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """Ends what is within with an error on all workers if one of them fails: the others would wait for it forever.
 
     Raises:
         RuntimeError: Another worker failed.
     """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
     if several_workers():
         failed = torch.tensor(float(failure is not None), device=device)
         dist.all_reduce(failed)
