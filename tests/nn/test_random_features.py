@@ -49,6 +49,12 @@ def test_orthogonal_features_estimate_the_kernel_with_less_error():
     assert orthogonal < 0.8 * gaussian
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize("shape", [(16, 32), (32, 32), (70, 32)])
+def test_the_projection_lies_in_memory_as_safetensors_wants_it(kind, shape):
+    assert draw_projection(kind, *shape, 1.0, seeded()).is_contiguous()
+
+
 def test_the_generator_alone_decides():
     before = torch.get_rng_state()
     for kind in ("gaussian", "orthogonal"):

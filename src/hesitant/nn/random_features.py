@@ -33,7 +33,7 @@ def draw_projection(
     q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     norms = torch.randn(num_blocks, in_features, in_features, generator=generator, dtype=torch.float64).norm(dim=-1)
     rows = (q * norms.unsqueeze(-1)).flatten(0, 1)[:num_features]  # (M, D)
-    return (std * rows).float()
+    return (std * rows).float().contiguous()  # safetensors writes no other
 
 
 def median_kernel_scale(x: Tensor) -> Tensor | None:
