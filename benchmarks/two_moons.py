@@ -72,6 +72,8 @@ def train_tutorial_sngp(task: Task) -> tuple[Predictor, History]:
         parametrization="standard",
         generator=generator,
     )
+    # Weights that were loaded are not started from the network's own classifier, of which the tutorial knows nothing.
+    model.load_state_dict(model.state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SpectralBoundWarning)
         return model, _tutorial_fit(model, task)
