@@ -77,9 +77,8 @@ class LinearParametrization(nn.Module):
         if self.is_decided():
             return True
         x, features = (each.reshape(-1, each.shape[-1]).double() for each in (x, features))
-        sums = torch.cat([features.sum(0), x.sum(0), x.new_tensor([len(x), 0, 0])])
-        squares = torch.stack([x.square().sum(), features.square().sum()])
-        sums[-2:] = squares
+        numbers = torch.stack([x.new_tensor(len(x)), x.square().sum(), features.square().sum()])
+        sums = torch.cat([features.sum(0), x.sum(0), numbers])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
         num_features = features.shape[1]

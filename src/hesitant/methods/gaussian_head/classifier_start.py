@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -11,14 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hesitant.inputs import (
-    Batch,
-    as_batch,
-    as_targets,
-    several_workers,
-    training_loader,
-)
-from hesitant.methods.gaussian_head.features import counted_features, repeating
+from hesitant.inputs import Batch, as_batch, as_targets, several_workers, training_loader
+from hesitant.methods.gaussian_head.features import features_that_count, repeating
 from hesitant.methods.gaussian_head.workers import together
 from hesitant.methods.outputs import Outputs, log_probs_of, logits_of
 from hesitant.methods.replica import in_eval_mode
@@ -96,7 +90,7 @@ def _least_squares(
             if sum(batch.num_inputs or 1 for batch in judging) >= _JUDGING:
                 break
         if judging and _knows(model, linear, judging, outputs):
-            features += [x.flatten(0, -2) for x in _features(model, judging)]
+            features += [x.flatten(0, -2) for x in features_that_count(model, judging)]
             known += 1
     if several_workers():
         dist.all_reduce(known, dist.ReduceOp.MIN)
@@ -106,7 +100,7 @@ def _least_squares(
     products = torch.zeros(gp.num_inducing, gp.out_features, dtype=torch.float64, device=device)
     seen = 0
     with together(device):
-        for x in chain(features, _features(model, given)):
+        for x in chain(features, features_that_count(model, given)):
             phi = gp.features(x).flatten(0, -2)
             logits = linear(x.to(linear.weight.dtype)).flatten(0, -2) - gp.output_bias
             gram += (phi.T @ phi).double()
@@ -116,15 +110,6 @@ def _least_squares(
                 break
     gram.diagonal().add_(_RIDGE * float(gram.diagonal().sum()) / seen)
     return torch.cholesky_solve(products, torch.linalg.cholesky(gram))
-
-
-def _features(model: nn.Module, given: Iterable[Batch]) -> Iterator[Tensor]:
-    """Answers the features that count, ``(..., D)``, of each batch."""
-    for batch in given:
-        with recorded(plain=True) as calls:
-            answer = model(*batch.args, **batch.kwargs)
-        for call in calls:
-            yield counted_features(model, call, answer, batch.args, batch.kwargs)
 
 
 def _knows(model: nn.Module, linear: nn.Linear, judging: list[Batch], outputs: Outputs) -> bool:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hesitant.inputs import batches, several_workers, shared_batches
-from hesitant.methods.gaussian_head.features import counted_features
+from hesitant.methods.gaussian_head.features import features_that_count
 from hesitant.methods.gaussian_head.workers import share_weights, together
 from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.wrapper import device_of
@@ -61,12 +61,7 @@ def _sum_over_share(
         with recorded(plain=True) as calls:
             model(*first.args, **first.kwargs)
         gp.decide_kernel_scale(torch.cat([call.inputs.flatten(0, -2) for call in calls]))
-    for batch in shared_batches(data, batch_size):
-        batch = batch.to(device)
-        with recorded(plain=True) as calls:
-            answer = model(*batch.args, **batch.kwargs)
-        for call in calls:
-            features = counted_features(model, call, answer, batch.args, batch.kwargs)
-            count += gp.add_contribution(product, features)
-            if sample is not None:
-                sample.add(features.flatten(0, -2).float())
+    for features in features_that_count(model, (batch.to(device) for batch in shared_batches(data, batch_size))):
+        count += gp.add_contribution(product, features)
+        if sample is not None:
+            sample.add(features.flatten(0, -2).float())

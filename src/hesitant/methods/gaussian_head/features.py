@@ -1,11 +1,12 @@
 """Which of the features that a classifier is given have a part in what its model answers: padding has none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hesitant.inputs import Batch
 from hesitant.methods.gaussian_head.continuation import at_positions, picked_positions
 from hesitant.methods.outputs import logits_of
 from hesitant.methods.replica import in_eval_mode
@@ -35,6 +36,15 @@ def counted_features(
     if positions is None and isinstance(mask, Tensor) and mask.shape == features.shape[:2]:
         return features[mask.bool()]
     return at_positions(features, positions)
+
+
+def features_that_count(model: nn.Module, given: Iterable[Batch]) -> Iterator[Tensor]:
+    """Answers the features ``(..., D)`` of each call of the Gaussian process, batch after batch."""
+    for batch in given:
+        with recorded(plain=True) as calls:
+            answer = model(*batch.args, **batch.kwargs)
+        for call in calls:
+            yield counted_features(model, call, answer, batch.args, batch.kwargs)
 
 
 def repeating(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Tensor], Tensor]:
