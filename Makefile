@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-stamp
+ENGINES := $(VENV)/.engines-stamp
 CONSTRAINTS := constraints.txt constraints-py310.txt
 PYTEST_ARGS ?=
 # Set, the tests that take seconds are to take so many of the branches, too; it costs half as much time again.
@@ -40,6 +41,12 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	  $(PY) -m pip install --quiet --constraint "$$pins" pip setuptools; \
 	  $(PY) -m pip install --prefer-binary --no-build-isolation --constraint "$$pins" --editable '.[all,docs,test]'
 	@touch $(STAMP)
+
+# What runs elsewhere than in PyTorch: for the tests alone, for it is heavy.
+$(ENGINES): $(STAMP)
+	@set -e; pins="$$($(PY) -c '$(PICK_CONSTRAINTS)')"; \
+	  $(PY) -m pip install --quiet --prefer-binary --no-build-isolation --constraint "$$pins" --editable '.[engines]'
+	@touch $(ENGINES)
 
 data: $(STAMP) $(DATA) ## put MNIST, Fashion-MNIST, CIFAR-10, 20 Newsgroups into data/, every byte checked
 	@$(PY) -c 'from hesitant.data import fashion_mnist, mnist; mnist("data"); fashion_mnist("data")'
@@ -138,11 +145,11 @@ docs: $(STAMP) ## build the site into docs/_build/html; a warning or a broken li
 	@echo "The site is in docs/_build/html/index.html"
 
 # One thread a worker: two processes of many threads each would fight for the cores.
-test-fast: $(STAMP) ## the tests that take seconds
+test-fast: $(ENGINES) ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 $(if $(COVERAGE),$(COVERED)) $(PYTEST_ARGS)
 
 # A file's tests go to one worker, and share what they have built. pytest exits 5 where no test is marked slow.
-test-slow: $(STAMP) $(IMAGES) ## the tests that take longer
+test-slow: $(ENGINES) $(IMAGES) ## the tests that take longer
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist loadfile --durations=10 $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 coverage: ## the tests that take seconds, and which lines and branches none of them takes
