@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 # What runs elsewhere than in PyTorch: for the tests alone, for it is heavy.
 $(ENGINES): $(STAMP)
 	@set -e; pins="$$($(PY) -c '$(PICK_CONSTRAINTS)')"; \
-	  $(PY) -m pip install --quiet --prefer-binary --no-build-isolation --constraint "$$pins" --editable '.[engines]'
+	  $(PY) -m pip install --quiet --prefer-binary --no-build-isolation --constraint "$$pins" --editable '.[engines,keras-test]'
 	@touch $(ENGINES)
 
 data: $(STAMP) $(DATA) ## put MNIST, Fashion-MNIST, CIFAR-10, 20 Newsgroups into data/, every byte checked

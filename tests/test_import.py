@@ -8,6 +8,7 @@ import hesitant
 
 ENGINES = (
     "fastapi", "huggingface_hub", "lightning", "mlflow", "onnx", "onnxruntime", "onnxscript", "pyspark", "ray",
+    "keras", "tensorflow", "jax",
     "uvicorn",
 )  # fmt: skip
 ROOMS = (
