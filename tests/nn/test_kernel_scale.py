@@ -239,6 +239,25 @@ def test_it_is_a_moving_average_of_logarithms():
     assert math.log(gp.kernel_scale) == pytest.approx(expected, rel=1e-5)
 
 
+def test_it_does_not_shrink_with_the_inputs():
+    gp, x = layer(kernel_scale="running_median"), inputs(64)
+    steps(gp, [x] + [0.2 * x] * 400)
+    assert gp.kernel_scale == pytest.approx(median(x), rel=1e-9)
+    steps(gp, [x] * 100)  # nor is it pushed up by what only comes back
+    assert gp.kernel_scale == pytest.approx(median(x), rel=1e-9)
+
+
+def test_the_chance_of_batches_moves_it_little():
+    """It is the largest of an average, not of the batches."""
+    gp = layer(kernel_scale="running_median")
+    batches = [inputs(16, seed=seed) for seed in range(500)]
+    steps(gp, batches)
+    medians = torch.tensor([math.log(median(x)) for x in batches])
+    assert float(medians.max() - medians.mean()) > 0.35
+    first = float(medians[0] - medians.mean())
+    assert math.log(gp.kernel_scale) - float(medians.mean()) < max(first, 0.0) + 0.15
+
+
 def test_it_stays_where_no_optimizer_has_stepped():
     gp, x = layer(kernel_scale="running_median"), inputs(64)
     for _ in range(3):

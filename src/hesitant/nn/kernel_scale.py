@@ -17,9 +17,11 @@ _RATE = 0.02  # of the moving average
 class KernelScale(nn.Module):
     """The squared length scale of a kernel: a number, or what the median heuristic makes of the training data.
 
-    ``"median"`` is that of the first training data, for good. ``"running_median"`` begins with it and follows the
-    inputs while they move: a moving average of its logarithm over training batches. Where the network's features grow
-    or shrink as a whole, as in fine-tuning, the random features of the scaled inputs stay as they are.
+    ``"median"`` is that of the first training data, for good. ``"running_median"`` begins with it and grows with the
+    inputs: it is the largest that a moving average of the median's logarithm over training batches has been. Where the
+    network's features grow as a whole, as in fine-tuning, the random features of the scaled inputs stay as they are.
+    It does not shrink with them. A network whose steps are too large makes its features smaller or more alike, and with
+    them its steps; a scale that went along would undo that, and the features would fall to nothing.
 
     It is kept as an integer (its logarithm, in units of 2^-52). Averages of models (SWA, EMA) blend floating buffers
     but copy integers: so a copy that was made before the scale was decided has the model's own after its next update,
@@ -37,6 +39,7 @@ class KernelScale(nn.Module):
     """
 
     code: Tensor
+    average_code: Tensor | None
     decided: Tensor
 
     def __init__(
@@ -52,11 +55,12 @@ class KernelScale(nn.Module):
         number = float(in_features) if isinstance(scale, str) else float(scale)
         code = torch.tensor(round(math.log(number) / UNIT), dtype=torch.int64, device=device)
         self.register_buffer("code", code)
+        self.follows = scale == "running_median"
+        self.register_buffer("average_code", code.clone() if self.follows else None)
         self.register_buffer("decided", torch.tensor(not isinstance(scale, str), dtype=torch.uint8, device=device))
         self.log_change = nn.Parameter(torch.zeros((), device=device, dtype=dtype)) if trainable else None
         #: Whether the buffers are to be asked: False spares a device the question once it has said yes.
         self.is_open = isinstance(scale, str)
-        self.follows = scale == "running_median"
 
     def log(self, dtype: torch.dtype) -> Tensor:
         """Answers the logarithm of the scale, ``()``."""
@@ -87,16 +91,19 @@ class KernelScale(nn.Module):
         if voters == 0:
             return False
         self.code.fill_(round(total / voters / UNIT))
+        if self.average_code is not None:
+            self.average_code.copy_(self.code)
         self.decided.fill_(1)
         self.is_open = False
         return True
 
     @torch.no_grad()
     def follow(self, x: Tensor) -> None:
-        """Moves a decided scale towards the median of training inputs ``(..., D)`` of now.
+        """Moves the average towards the median of training inputs ``(..., D)`` of now, and lets a decided scale grow.
 
         In a run of several workers all call this, and agree. Nothing waits for a device.
         """
+        assert self.average_code is not None
         x = x.detach().reshape(-1, x.shape[-1])
         x = x[:: max(1, len(x) // _FOLLOWED)][:_FOLLOWED].float()
         if len(x) < 2:
@@ -106,13 +113,14 @@ class KernelScale(nn.Module):
         rows, columns = torch.triu_indices(len(x), len(x), 1, device=x.device)
         distances = squares[rows] + squares[columns] - 2 * (x @ x.T)[rows, columns]  # pdist knows no vmap
         log = distances.clamp(min=0).median().log().double()
-        change = log - self.code * UNIT
+        change = log - self.average_code * UNIT
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(change)
             change /= dist.get_world_size()
         # Inputs that are all alike, or not finite, say nothing.
         change = torch.where(torch.isfinite(change), change, torch.zeros_like(change))
-        self.code += (change * (_RATE / UNIT)).round().long()
+        self.average_code += (change * (_RATE / UNIT)).round().long()
+        self.code.copy_(torch.maximum(self.code, self.average_code))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
