@@ -194,6 +194,18 @@ class RandomFeatureLayer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             self.scale.follow(self._normalized(x))
 
+    def options_of_sums(self) -> dict[str, Any]:
+        """Answers the options on which the sums of :meth:`add_contribution` depend, beside the weights."""
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "num_inducing": self.num_inducing,
+            "kernel": self.kernel,
+            "feature_scale": self.feature_scale,
+            "normalize_input": self.layer_norm is not None,
+            "likelihood": self.likelihood,
+        }
+
     @torch.no_grad()
     def contribution(self, x: Tensor) -> tuple[Tensor, int]:
         """Answers ``sum_i w_i phi_i phi_i^T`` of training inputs ``(..., D)``, ``(M, M)`` float64, and their number.
@@ -207,11 +219,11 @@ class RandomFeatureLayer(nn.Module):
         return mirror(product), count
 
     @torch.no_grad()
-    def add_contribution(self, total: Tensor, x: Tensor) -> int:
+    def add_contribution(self, total: Tensor, x: Tensor, *, sign: float = 1.0) -> int:
         """Adds the contribution of training inputs ``(..., D)`` to a sum of one's own, and answers their number.
 
         Whoever goes through all the data hands the sum to ``replace_covariance``. Of ``total``, ``(M, M)`` float64
-        and symmetric, what lies below the diagonal is left out.
+        and symmetric, what lies below the diagonal is left out. With ``sign=-1`` it is taken out again.
 
         Raises:
             ValueError: As ``update``. Nothing was added.
@@ -225,7 +237,7 @@ class RandomFeatureLayer(nn.Module):
             weighted = wide
             if self.likelihood != "gaussian":
                 weighted = wide * data_weights(self.likelihood, self._mean(features).double())
-            add_gram(total, wide, weighted, self.feature_scale**2)
+            add_gram(total, wide, weighted, sign * self.feature_scale**2)
             return len(features)
 
     # ---------------------------------------------------------------- inside
