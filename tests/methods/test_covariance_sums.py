@@ -19,6 +19,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "shared": {},
     "sample weights": {"likelihood": "binary_logistic"},
     "knn": {"ood_score": "knn"},
+    "classes": {"likelihood": "softmax"},
+    "low rank": {"likelihood": "softmax", "covariance_rank": 4},
 }
 
 
@@ -49,19 +51,21 @@ def model(request: pytest.FixtureRequest) -> SNGP:
 
 
 def whole(model: SNGP, data: Tensor = X) -> Tensor:
-    """The precision that one worker's pass over the data gives."""
+    """The sums that one worker's pass over the data gives."""
     alone = copy.deepcopy(model)
+    alone.fit_covariance(X)  # the directions of low rank are those of all the data
     alone.fit_covariance(data, batch_size=len(data))
-    return alone.gp.precision
+    return alone.gp.laplace.data_precision
 
 
 def finished(sums: CovarianceSums, model: SNGP) -> Tensor:
     CovarianceSums(model).merge(sums).finish()
     assert model.covariance_state == "fitted"
-    return model.gp.precision
+    return model.gp.laplace.data_precision
 
 
 def assert_equal(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> None:
+    assert one.shape == other.shape
     assert float((one - other).abs().max()) <= tolerance * float(other.abs().max())
 
 
@@ -73,9 +77,16 @@ def test_the_pass_is_these_sums(model: SNGP) -> None:
     assert_equal(finished(sums, model), expected)
     phi = model.gp.features(model.model[:-1](X))  # type: ignore[index]
     logits = model.gp.mean(model.model[:-1](X))  # type: ignore[index]
+    if model.gp.likelihood == "softmax":
+        p = logits.softmax(1)
+        matrices = torch.einsum("bc,bm,bn->cmn", p * (1 - p), phi, phi)
+        if model.gp.laplace.directions is not None:
+            expected, matrices = expected[:-1, :, :-1], (matrices @ model.gp.laplace.directions).movedim(0, 1)
+        assert_equal(expected, matrices)
+        return
     p = torch.sigmoid(logits)
     weights = p * (1 - p) if model.gp.likelihood == "binary_logistic" else torch.ones(len(X), 1)
-    assert_equal(expected, model.gp.laplace.ridge_penalty * torch.eye(24) + phi.T @ (weights * phi))
+    assert_equal(expected, phi.T @ (weights * phi))
 
 
 def merged_by_a_tree(parts: list[CovarianceSums], draw: random.Random) -> CovarianceSums:
@@ -124,9 +135,10 @@ def test_a_row_that_is_unlearned_was_never_there(model: SNGP) -> None:
     model.fit_covariance(X)
     CovarianceSums.fitted(model).downdate(X[40:41]).finish()
     rest = torch.cat([X[:40], X[41:]])
-    assert_equal(model.gp.precision, whole(model, rest))
+    assert_equal(model.gp.laplace.data_precision, whole(model, rest))
     alone = copy.deepcopy(model)
     alone.fit_covariance(rest)
+    assert model.covariance_state == alone.covariance_state == "fitted"
     inputs = torch.randn(50, 4, generator=seeded(3), dtype=torch.float64)
     one, other = model.predict(inputs), alone.predict(inputs)
     torch.testing.assert_close(one.logit_variance, other.logit_variance, rtol=1e-9, atol=0)
@@ -165,7 +177,7 @@ def test_finish_may_come_often(model: SNGP) -> None:
     for end in (30, 60, 97):
         sums.update(X[sums.count : end])
         sums.finish()
-        assert_equal(model.gp.precision, whole(model, X[:end]))
+        assert_equal(model.gp.laplace.data_precision, whole(model, X[:end]))
 
 
 def test_a_float32_model_rounds_its_features_by_the_batch() -> None:
@@ -177,8 +189,8 @@ def test_a_float32_model_rounds_its_features_by_the_batch() -> None:
         sums = CovarianceSums(model).update(share).merge(sums)
     alone = copy.deepcopy(model)
     alone.fit_covariance(x, batch_size=16)
-    assert_equal(finished(sums, model), alone.gp.precision)  # the same batches
-    assert_equal(finished(CovarianceSums(model).update(x, batch_size=5), model), alone.gp.precision, 1e-6)
+    assert_equal(finished(sums, model), alone.gp.laplace.data_precision)  # the same batches
+    assert_equal(finished(CovarianceSums(model).update(x, batch_size=5), model), alone.gp.laplace.data_precision, 1e-6)
 
 
 # ---------------------------------------------------------------- data of all kinds
@@ -237,13 +249,14 @@ def test_a_step_of_another_model_is_no_move(model: SNGP) -> None:
         ({"likelihood": "poisson"}, "out_features=5 and the others with out_features=1"),
         ({"ood_score": "knn"}, "neighbors=None and the others with neighbors=50000"),
         ({"activation": torch.sin}, "activation='cos' and the others with activation='sin'"),
+        ({"likelihood": "softmax"}, "likelihood='gaussian' and the others with likelihood='softmax'"),
         ({"kernel_scale": 3.0}, "belong to different weights"),
         ({"generator": seeded(7)}, "belong to different weights"),
     ],
 )
 def test_sums_of_other_weights_or_options_are_refused_by_name(option: dict[str, Any], message: str) -> None:
     model = sngp()
-    if "likelihood" in option:
+    if option.get("likelihood") == "poisson":
         layers = nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)
         other = SNGP(nn.Sequential(*layers).double(), classifier="2", num_inducing=24, **option)
         other.prepare_covariance(X)
@@ -254,6 +267,18 @@ def test_sums_of_other_weights_or_options_are_refused_by_name(option: dict[str, 
     with pytest.raises(CovarianceError, match=message):
         mine.merge(CovarianceSums.from_bytes(theirs.to_bytes()))
     assert mine.to_bytes() == before
+
+
+def test_low_ranks_add_up_along_the_same_directions_alone() -> None:
+    model = sngp(**OPTIONS["low rank"])
+    unaimed = CovarianceSums(copy.deepcopy(model)).update(X)
+    sums = CovarianceSums(model).update(X)
+    model.prepare_covariance(X)
+    for verb in (sums.finish, lambda: sums.update(X)):
+        with pytest.raises(CovarianceError, match="chosen anew since these sums were begun"):
+            verb()
+    with pytest.raises(CovarianceError, match="made with directions="):
+        CovarianceSums(model).merge(unaimed)
 
 
 def test_workers_that_decide_the_kernel_scale_by_themselves_do_not_add_up() -> None:

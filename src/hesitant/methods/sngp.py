@@ -163,7 +163,7 @@ class SNGP(ModelWrapper):
         self.register_load_state_dict_post_hook(_factor_what_was_loaded)
         # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
         self._ddp_params_and_buffers_to_ignore = [
-            *(f"{self._laplace_prefix('model.')}{name}" for name, _ in gp.laplace.named_buffers()),
+            *(f"{self._laplace_prefix('model.')}{n}" for n, _ in gp.laplace.named_buffers() if n != "directions"),
             "neighbors.inputs",
         ]
 

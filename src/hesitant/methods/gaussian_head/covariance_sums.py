@@ -21,6 +21,15 @@ from hesitant.nn import CovarianceError, NearestNeighbors, RandomFeatureGaussian
 _GONE = 1e-6  # of what was taken out: what rounding leaves of sums of nothing
 
 
+def require_exact(gp: RandomFeatureGaussianProcess) -> None:
+    """Raises CovarianceError where the covariance is kept while training."""
+    if gp.laplace.momentum is not None:
+        raise CovarianceError(
+            f"with momentum={gp.laplace.momentum} the covariance is kept while training, and no exact pass makes it."
+            " Make the model with momentum=None for one."
+        )
+
+
 class OwnerOfSums(Protocol):
     """What an SNGP is to its sums."""
 
@@ -79,11 +88,7 @@ class CovarianceSums:
         gp = getattr(model, "gp", None)
         if not isinstance(gp, RandomFeatureGaussianProcess):
             raise TypeError(f"model is a {type(model).__name__}: expected a hesitant.SNGP, whose covariance this is.")
-        if gp.laplace.momentum is not None:
-            raise CovarianceError(
-                f"with momentum={gp.laplace.momentum} the covariance is kept while training, and no exact pass makes"
-                " it. Make the model with momentum=None for one."
-            )
+        require_exact(gp)
         self._owner: OwnerOfSums | None = model
         self._seed = seed
         self._weights = SummedWeights.of(model.model, self._path_in(model), gp, model.neighbors)
@@ -128,7 +133,9 @@ class CovarianceSums:
         return sums
 
     def to_bytes(self) -> bytes:
-        """Answers the sums as bytes, ``4 M (M + 1)`` and few more, in the form of an uncompressed ``.npz``.
+        """Answers the sums as bytes, in the form of an uncompressed ``.npz``: ``4 M (M + 1)`` bytes and few more.
+
+        Of sums of each class so many a class, or ``8 (M + 1) (r + 1)`` a class with ``covariance_rank=r``.
 
         Raises:
             CovarianceError: An update has failed half-way.

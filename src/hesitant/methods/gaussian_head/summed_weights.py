@@ -19,12 +19,14 @@ class SummedWeights:
     Attributes:
         options: Of the Gaussian process, as far as its sums depend on them.
         fingerprint: Of the model's weights; None before it is taken.
+        gp: The Gaussian process; None of sums that have no model.
         model: Whose weights they are; None of sums that have none.
         without: Prefix of the covariance's own buffers.
     """
 
     options: Mapping[str, Any]
     fingerprint: int | None = None
+    gp: RandomFeatureGaussianProcess | None = None
     model: nn.Module | None = None
     without: str = ""
     watch: WeightWatch = field(default_factory=WeightWatch)
@@ -39,7 +41,7 @@ class SummedWeights:
             "activation": getattr(gp.activation, "__name__", type(gp.activation).__name__),
             "neighbors": None if neighbors is None else neighbors.max_inputs,
         }
-        return SummedWeights(options, None, model, without)
+        return SummedWeights(options, None, gp, model, without)
 
     @property
     def neighbors_kept(self) -> int | None:
@@ -58,8 +60,13 @@ class SummedWeights:
 
     def require_unmoved(self) -> None:
         """Raises CovarianceError where the model's weights are no longer those of the sums."""
-        if self.model is None:
+        if self.model is None or self.gp is None:
             return
+        if not self.gp.laplace.options_of_sums().items() <= self.options.items():
+            raise CovarianceError(
+                "the directions of covariance_rank have been chosen anew since these sums were begun. Begin again with"
+                " CovarianceSums(model), over all the data."
+            )
         if self.fingerprint is None:
             self.take()
         elif self.watch.suspects(self.model, self.without):

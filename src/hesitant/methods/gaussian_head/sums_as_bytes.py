@@ -50,7 +50,7 @@ def written_sums(content: SumsContent) -> bytes:
     }
     arrays: dict[str, NDArray[Any]] = {
         "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
-        "total": _packed(content.total),
+        "total": _packed(content.total, _is_square(options)),
     }
     if sample is not None and len(sample):
         rows, keys = sample.kept()
@@ -93,7 +93,7 @@ def _understood(arrays: Mapping[str, NDArray[Any]], about: dict[str, Any]) -> Su
     weights = about["weights"]
     if not (weights is None or type(weights) is int) or not isinstance(about["options"], dict):
         raise ValueError("weights and options")
-    total = _unpacked(torch.from_numpy(arrays["total"]), shape)
+    total = _unpacked(torch.from_numpy(arrays["total"]), shape, _is_square(about["options"]))
     sample = None
     if told is not None:
         sample = UniformSample(int(told["limit"]))
@@ -109,28 +109,26 @@ def _understood(arrays: Mapping[str, NDArray[Any]], about: dict[str, Any]) -> Su
     return SumsContent(SummedWeights(about["options"], weights), total, count, sample)
 
 
-def _packed(total: Tensor) -> NDArray[Any]:
-    """Answers a sum as numbers: of a square one, those on and above the diagonal."""
+def _is_square(options: Mapping[str, Any]) -> bool:
+    return options["covariance_rank"] is None
+
+
+def _packed(total: Tensor, square: bool) -> NDArray[Any]:
+    """Answers a sum as numbers: of square matrices, those on and above the diagonal."""
     numbers = total.cpu().numpy()
-    if not _is_square(total.shape):
-        return numbers
-    return numbers[..., _upper(total.shape[-1])]
+    return numbers[..., _upper(total.shape[-1])] if square else numbers
 
 
-def _unpacked(numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _unpacked(numbers: Tensor, shape: tuple[int, ...], square: bool) -> Tensor:
     """Answers the sum of a shape from its numbers."""
-    upper = (*shape[:-2], shape[-1] * (shape[-1] + 1) // 2) if _is_square(shape) else shape
-    if numbers.shape != upper or numbers.dtype != torch.float64:
+    packed = (*shape[:-2], shape[-1] * (shape[-1] + 1) // 2) if square else shape
+    if numbers.shape != packed or numbers.dtype != torch.float64:
         raise ValueError(f"total of {tuple(numbers.shape)}, for a shape of {shape}")
-    if not _is_square(shape):
+    if not square:
         return numbers.clone()
     total = np.zeros(shape)
     total[..., _upper(shape[-1])] = numbers.numpy()
     return torch.from_numpy(total)
-
-
-def _is_square(shape: tuple[int, ...]) -> bool:
-    return shape[-1] == shape[-2]
 
 
 def _upper(size: int) -> NDArray[np.bool_]:
