@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 # What each worker runs. The shares are uneven, and the last worker has none.
 WORKER = """
 import sys
+import time
 from pathlib import Path
 import torch
 import torch.distributed as dist
@@ -129,9 +131,12 @@ def test_torchrun(workers: int, tmp_path: Path, expected: dict[str, Tensor]) -> 
 class Adding:
     """Answers the sums of each block of rows as bytes, of several models at once: the engine starts slowly."""
 
-    def __init__(self, models: dict[str, SNGP]) -> None:
+    def __init__(self, models: dict[str, SNGP], started: Path) -> None:
         torch.set_num_threads(1)
         self.models = models
+        (started / str(os.getpid())).touch()
+        while len(list(started.iterdir())) < 2:  # else the first to start may do it all
+            time.sleep(0.1)
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         x = torch.from_numpy(block["data"].copy())
@@ -148,7 +153,7 @@ def merging(block: dict[str, np.ndarray]) -> dict[str, list[Any]]:
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray warns of its own options
-def test_ray_data(expected: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_data(expected: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     # The workers import this file, and the library, by their names.
@@ -158,8 +163,10 @@ def test_ray_data(expected: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) 
     try:
         rows = ray.data.from_numpy(X.numpy()).repartition(7)
         # Half a processor each, so that one is left to deal the rows out.
-        added = rows.map_batches(Adding, fn_constructor_args=(given,), batch_size=10, concurrency=2, num_cpus=0.5)
-        added = added.materialize()
+        two = ray.data.ActorPoolStrategy(size=2, max_tasks_in_flight_per_actor=1)
+        added = rows.map_batches(
+            Adding, fn_constructor_args=(given, tmp_path), batch_size=10, compute=two, num_cpus=0.5
+        ).materialize()
         assert len({row["process"] for row in added.iter_rows()}) == 2
         totals = {name: CovarianceSums(model) for name, model in given.items()}
         for row in added.map_batches(merging, batch_size=12).iter_rows():  # a first round of the reduce
