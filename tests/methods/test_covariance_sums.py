@@ -269,6 +269,45 @@ def test_sums_of_other_weights_or_options_are_refused_by_name(option: dict[str, 
     assert mine.to_bytes() == before
 
 
+def test_a_low_rank_is_aimed_at_the_data_whenever_there_is_no_covariance() -> None:
+    model = sngp(**OPTIONS["low rank"])
+    model.start_from_classifier(X)  # or it would move the weights later
+
+    def directions() -> Tensor:
+        assert model.gp.laplace.directions is not None
+        return model.gp.laplace.directions.clone()
+
+    drawn = directions()
+    model.fit_covariance(iter([X]))  # can be gone through once: nothing is looked at before
+    assert torch.equal(directions(), drawn)
+    model.fit_covariance(X)  # sums along the directions that there are would lose their meaning
+    assert torch.equal(directions(), drawn)
+    with torch.no_grad():
+        model.gp.beta += 1
+    model.fit_covariance(X)
+    phi = model.gp.features(model.model[:-1](X)).detach()  # type: ignore[index]
+    vectors = torch.linalg.eigh(phi.T @ phi)[1][:, -4:]
+    torch.testing.assert_close((vectors.T @ directions()).abs(), torch.eye(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["classes", "low rank"])
+def test_a_model_with_a_covariance_for_each_class_answers_as_any(name: str) -> None:
+    model = sngp(**OPTIONS[name])
+    model.fit_covariance(X)
+    prediction = model.predict(X)
+    variance = prediction.logit_variance
+    assert variance.shape == (97, 5)
+    assert float((variance[:, 0] - variance[:, 1]).abs().max()) > 0
+    model.eval()
+    torch.testing.assert_close(model(X).softmax(1), prediction.probs)
+    sampled = model.predict(X, posterior="monte_carlo", num_samples=2000)
+    torch.testing.assert_close(sampled.probs, prediction.probs, rtol=0, atol=0.05)
+    again = sngp(**OPTIONS[name])
+    again.load_state_dict(model.state_dict())
+    assert again.covariance_state == "fitted"
+    assert torch.equal(again.predict(X).probs, prediction.probs)
+
+
 def test_low_ranks_add_up_along_the_same_directions_alone() -> None:
     model = sngp(**OPTIONS["low rank"])
     unaimed = CovarianceSums(copy.deepcopy(model)).update(X)

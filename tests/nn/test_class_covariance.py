@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hesitant.nn import CovarianceError, RandomFeatureGaussianProcess
+from hesitant.nn import CovarianceError, RandomFeatureGaussianProcess, class_factor, class_sums
 from hesitant.nn.class_factor import ClassFactor
 
 C, M, D = 5, 40, 3
@@ -169,6 +169,18 @@ def test_it_is_exported(rank: int | None) -> None:
     gp.factorize()
     program = torch.export.export(gp, (new,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.testing.assert_close(program.module()(new[:7]), gp(new[:7]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rank", [None, 4])
+def test_few_classes_at_a_time_give_what_all_give(rank: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fitted(rank)
+    expected = whole.posterior(NEW).variance
+    monkeypatch.setattr(class_sums, "_NUMBERS_AT_ONCE", 2 * 300 * 5)  # two classes of these sums, one of the factor
+    monkeypatch.setattr(class_factor, "_COLUMNS_AT_ONCE", 2 * (rank or M))
+    gp = fitted(rank)
+    torch.testing.assert_close(gp.laplace.data_precision, whole.laplace.data_precision, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gp.posterior(NEW).variance, expected, rtol=1e-9, atol=0)
 
 
 @torch.no_grad()
