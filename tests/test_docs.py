@@ -21,7 +21,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 WITH_CODE = [page for page in PAGES if blocks(page, "python")]
 # Their pages go through code of others, which warns of itself.
-OF_OTHERS = ("hugging-face.md", "lightning.md")
+OF_OTHERS = ("covariance-of-large-data.md", "hugging-face.md", "lightning.md")
 DOORS = (
     "hesitant", "hesitant.data", "hesitant.detection", "hesitant.evaluation", "hesitant.methods", "hesitant.nn",
     "hesitant.nn.models", "hesitant.plots", "hesitant.prediction", "hesitant.report", "hesitant.training",

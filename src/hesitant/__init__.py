@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hesitant.evaluation import DeferralPolicy, calibrate, compare
-    from hesitant.methods import SNGP, DeepEnsemble, Deterministic, MCDropout
+    from hesitant.methods import SNGP, CovarianceSums, DeepEnsemble, Deterministic, MCDropout
     from hesitant.prediction import Prediction
     from hesitant.training import History, fit
 
@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SNGP",
+    "CovarianceSums",
     "DeepEnsemble",
     "DeferralPolicy",
     "Deterministic",
@@ -29,7 +30,7 @@ __all__ = [
 
 _NAMES = {
     "evaluation": ("DeferralPolicy", "calibrate", "compare"),
-    "methods": ("SNGP", "DeepEnsemble", "Deterministic", "MCDropout"),
+    "methods": ("SNGP", "CovarianceSums", "DeepEnsemble", "Deterministic", "MCDropout"),
     "prediction": ("Prediction",),
     "training": ("History", "fit"),
 }

@@ -5,8 +5,17 @@ from elsewhere: nothing is unpacked or believed before it is checked, and no pic
 predictions and reports go through here. It imports from no other room.
 """
 
-from hesitant.files.plain_npz import ArrayHeader, read_npz, write_npz
+from hesitant.files.plain_npz import ArrayHeader, npz_bytes, read_npz, write_npz
 from hesitant.files.strict_json import parse_json
 from hesitant.files.whole_files import replacing, require_folder, write_text
 
-__all__ = ["ArrayHeader", "parse_json", "read_npz", "replacing", "require_folder", "write_npz", "write_text"]
+__all__ = [
+    "ArrayHeader",
+    "npz_bytes",
+    "parse_json",
+    "read_npz",
+    "replacing",
+    "require_folder",
+    "write_npz",
+    "write_text",
+]

@@ -1,5 +1,6 @@
 """NumPy's `.npz` of plain numbers: what is in it is known, and checked, before any of it is unpacked."""
 
+import io
 import math
 import struct
 import tokenize
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from hesitant.files.whole_files import replacing
 
-__all__ = ["ArrayHeader", "read_npz", "write_npz"]
+__all__ = ["ArrayHeader", "npz_bytes", "read_npz", "write_npz"]
 
 _WRITE: Final = "write it with numpy.savez(path, probs=..., targets=...)"
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those that NumPy writes
@@ -42,19 +43,22 @@ class ArrayHeader:
     dtype: "np.dtype[Any]"
 
 
-def read_npz(path: str | Path, check: Callable[[Mapping[str, ArrayHeader]], None]) -> dict[str, NDArray[Any]]:
+def read_npz(
+    path: str | Path, check: Callable[[Mapping[str, ArrayHeader]], None], *, content: bytes | None = None
+) -> dict[str, NDArray[Any]]:
     """All arrays of the file, by name. No pickle is loaded.
 
     Args:
         path: of the file.
         check: is told of all arrays before one of them is unpacked; whatever it raises ends the reading.
+        content: what would be in the file; then the path is but its name in errors.
 
     Raises:
         OSError: the file cannot be opened.
         ValueError: it is no `.npz`, an array is no array of plain numbers, what the file says of itself is
             contradictory, or it is damaged; the error names the file, and the array if there is one.
     """
-    with Path(path).open("rb") as file:
+    with Path(path).open("rb") if content is None else io.BytesIO(content) as file:
         size = file.seek(0, 2)
         try:
             archive = zipfile.ZipFile(file)
@@ -73,12 +77,24 @@ def write_npz(path: str | Path, arrays: Mapping[str, NDArray[Any]]) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    # Not by numpy.savez_compressed: of the older versions allow_pickle=False is one more array.
     with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
+        _write(archive, arrays)
     return Path(path)
+
+
+def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """What would be in an uncompressed `.npz` of the arrays."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
+        _write(archive, arrays)
+    return content.getvalue()
+
+
+def _write(archive: zipfile.ZipFile, arrays: Mapping[str, NDArray[Any]]) -> None:
+    # Not by numpy.savez: of the older versions allow_pickle=False is one more array.
+    for name, array in arrays.items():
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def _members(path: str | Path, archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:

@@ -12,6 +12,7 @@ from hesitant.methods.calibration_digest import calibration_digest as calibratio
 from hesitant.methods.deep_ensemble import DeepEnsemble
 from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.feature_source import FeatureSource as FeatureSource
+from hesitant.methods.gaussian_head import CovarianceSums
 from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.outputs import OutputProbe as OutputProbe
 from hesitant.methods.outputs import Outputs as Outputs
@@ -24,4 +25,4 @@ from hesitant.methods.temperature import forget_calibrations as forget_calibrati
 from hesitant.methods.wrapper import Gathered as Gathered
 from hesitant.methods.wrapper import ModelWrapper as ModelWrapper
 
-__all__ = ["SNGP", "DeepEnsemble", "Deterministic", "FrozenHeadWarning", "MCDropout"]
+__all__ = ["SNGP", "CovarianceSums", "DeepEnsemble", "Deterministic", "FrozenHeadWarning", "MCDropout"]

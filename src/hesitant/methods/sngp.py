@@ -15,13 +15,12 @@ from hesitant.methods.gaussian_head import (
     ReplacedClassifier,
     counted_features,
     find_classifier,
+    fit_by_a_pass,
     gaussian_process_in,
-    keep,
     monte_carlo,
     neighbors_for,
     posterior_of,
-    sample_for,
-    summed_contributions,
+    prepare_for_sums,
 )
 from hesitant.methods.outputs import Outputs, require_kind
 from hesitant.methods.random_state import require_seed
@@ -164,7 +163,7 @@ class SNGP(ModelWrapper):
         self.register_load_state_dict_post_hook(_factor_what_was_loaded)
         # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
         self._ddp_params_and_buffers_to_ignore = [
-            *(f"{self._laplace_prefix('model.')}{name}" for name, _ in gp.laplace.named_buffers()),
+            *(f"{self._laplace_prefix('model.')}{n}" for n, _ in gp.laplace.named_buffers() if n != "directions"),
             "neighbors.inputs",
         ]
 
@@ -295,22 +294,23 @@ class SNGP(ModelWrapper):
             CovarianceError: The layer keeps a running covariance (``momentum``).
             ValueError: The data is empty or holds NaN or Inf.
         """
-        gp = self.gp
-        if gp.laplace.momentum is not None:
-            raise CovarianceError(
-                f"fit_covariance: with momentum={gp.laplace.momentum} the covariance is kept while training. Make the"
-                " model with momentum=None for an exact pass."
-            )
-        if self.spectral_normalizer is not None:
-            self.spectral_normalizer.project(
-                num_iterations=max(1, self.spectral_normalizer.warm_up_iterations), force=True
-            )
-        self.start_from_classifier(data, batch_size=batch_size)
-        sample = sample_for(self.neighbors)
-        product, count = summed_contributions(self.model, gp, data, batch_size, sample)
-        gp.replace_covariance(product, count)
-        keep(self.neighbors, sample)
-        self.fitted_weights.note(self.model, self._laplace_prefix())
+        fit_by_a_pass(self, data, batch_size)
+
+    def prepare_covariance(self, data: Any, *, batch_size: int | None = None) -> None:
+        """Makes the weights ready for :class:`~hesitant.CovarianceSums`, which leave them as they are.
+
+        What :meth:`fit_covariance` does first: layers are brought within their bounds, a classifier that was wrapped
+        and not trained is taken over, and a kernel scale that is not decided yet is decided, by a sample of the
+        training data. In a run of several workers all call this, and have the weights of the first afterwards.
+
+        Args:
+            data: As for :meth:`fit_covariance`; some of it suffices.
+            batch_size: As for :meth:`fit_covariance`.
+
+        Raises:
+            ValueError: The data is empty or holds NaN or Inf.
+        """
+        prepare_for_sums(self, data, batch_size)
 
     def predict(
         self,

@@ -1,10 +1,10 @@
 """Building blocks, usable on their own: a Gaussian process layer, spectral normalisation, networks of the literature.
 
 ``RandomFeatureGaussianProcess`` is a layer with a Laplace approximation of its posterior (``laplace``,
-``posterior_factor``), which sees when its weights have moved (``weight_watch``); ``SpectralNormalizer`` projects
-weights (``bounded_layers``, ``layer_selection``, ``initial_norms``, ``power_iteration``); ``NearestNeighbors`` tells
-how far features are from those of the training data, of which a ``UniformSample`` keeps some; the networks are in
-``models``. ``methods/sngp.py`` puts them together.
+``posterior_factor``; of each class ``class_sums``, ``class_factor``), which sees when its weights have moved
+(``weight_watch``); ``SpectralNormalizer`` projects weights (``bounded_layers``, ``layer_selection``, ``initial_norms``,
+``power_iteration``); ``NearestNeighbors`` tells how far features are from those of the training data, of which a
+``UniformSample`` keeps some; the networks are in ``models``. ``methods/sngp.py`` puts them together.
 Names imported ``as`` themselves are for other rooms, not for users.
 """
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hesitant.nn.class_factor import ClassFactor
 from hesitant.nn.compilation import exporting, run_eagerly
 from hesitant.nn.fit_validity import FitValidity
 from hesitant.nn.gaussian_logits import GaussianLogits
@@ -25,7 +26,8 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
 
     ``phi(x) = sqrt(2/M) cos(W x / sqrt(kernel_scale) + b)`` with W and b frozen approximates a Gaussian process with
     the kernel ``exp(-|x - x'|^2 / (2 kernel_scale))``. Its Laplace approximation has the precision
-    ``P = ridge I + sum_i w_i phi_i phi_i^T`` and the variance ``ridge phi(x)^T P^-1 phi(x)``, shared by the classes.
+    ``P = ridge I + sum_i w_i phi_i phi_i^T`` and the variance ``ridge phi(x)^T P^-1 phi(x)``, shared by the classes
+    unless the likelihood is ``"softmax"``.
     For a Gaussian likelihood the ridge is the noise variance; for a classifier this is a tempered Laplace
     approximation.
 
@@ -83,7 +85,11 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
             ``ridge I + num_data * average``; None is the size of the averaging window itself.
         ridge_decay: With momentum below 1: the reference's ``P <- m P + (1 - m) dP / batch``, whose ridge fades too.
         likelihood: Weights of the data in the precision: 1 for ``"gaussian"``, p(1 - p) for ``"binary_logistic"``, e^f
-            for ``"poisson"``.
+            for ``"poisson"``; ``"softmax"`` gives each class a precision of its own, with the weights p_c(1 - p_c), the
+            diagonal blocks of the softmax's Hessian (the paper's equation 9): ``8 C M^2`` bytes.
+        covariance_rank: With ``"softmax"``: r, the rank that the data's part of each class is kept at, in
+            ``8 C M r`` bytes. Variances are then never understated, and overstated by
+            :attr:`LaplaceCovariance.overstatement` at most. None is exact.
         mean_field_factor: Factor of the mean-field logits that evaluation answers; None leaves them plain.
         generator: Draws W, b and beta.
         device: Where the layer is made.
@@ -116,6 +122,7 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
         num_data: int | None = None,
         ridge_decay: bool = False,
         likelihood: Likelihood = "gaussian",
+        covariance_rank: int | None = None,
         mean_field_factor: float | None = math.pi / 8,
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
@@ -149,6 +156,9 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
             momentum=momentum,
             num_data=num_data,
             ridge_decay=ridge_decay,
+            num_classes=out_features if likelihood == "softmax" else None,
+            covariance_rank=covariance_rank,
+            generator=generator,
             device=device,
         )
         self._validity = FitValidity()
@@ -187,7 +197,7 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
         return output
 
     def posterior(self, x: Tensor) -> GaussianLogits:
-        """Answers mean and variance ``(..., C)`` of the logits; the variance is shared by the classes.
+        """Answers mean and variance ``(..., C)`` of the logits.
 
         Raises:
             CovarianceError: The covariance is not fitted, or stale.
@@ -195,7 +205,7 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
         return self._posterior(x, self._factor("posterior"))
 
     def covariance(self, x: Tensor) -> Tensor:
-        """Answers the posterior covariance between inputs, ``(B, B)``, the same for every class.
+        """Answers the posterior covariance between inputs, ``(B, B)``; ``(C, B, B)`` where each class has its own.
 
         Raises:
             CovarianceError: The covariance is not fitted, or stale.
@@ -233,7 +243,7 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
 
     @property
     def precision(self) -> Tensor:
-        """The precision matrix ``P``, ``(M, M)`` float64, the ridge included."""
+        """The precision matrix ``P``, ``(M, M)`` float64, the ridge included; that of each class, ``(C, M, M)``."""
         return self.laplace.precision
 
     @torch.no_grad()
@@ -271,9 +281,9 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
 
     @torch.no_grad()
     def replace_covariance(self, product: Tensor, count: int) -> None:
-        """Puts the sum over all the data, ``(M, M)`` float64, and its ``count`` in place of the covariance, factored.
+        """Puts the sum over all the data, float64, and its ``count`` in place of the covariance, factored.
 
-        Of the sum, which is symmetric, nothing below the diagonal is read.
+        The sum is in the shape of ``laplace.data_precision``; nothing below a diagonal is read.
         Who evaluates meanwhile gets the old covariance until all of it is done. The weights that it belongs to are
         those of now.
 
@@ -319,12 +329,13 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
 
     # ---------------------------------------------------------------- inside
 
-    def _posterior(self, x: Tensor, factor: PosteriorFactor) -> GaussianLogits:
+    def _posterior(self, x: Tensor, factor: PosteriorFactor | ClassFactor) -> GaussianLogits:
         with torch.autocast(x.device.type, enabled=False):
             features = self._unscaled_features(x)
             mean = self._mean(features)
             variance = factor.variance(features.flatten(0, -2)) * self.feature_scale**2
-            return GaussianLogits(mean, variance.view(*mean.shape[:-1], 1).expand_as(mean))
+            each = 1 if variance.ndim == 1 else self.out_features
+            return GaussianLogits(mean, variance.view(*mean.shape[:-1], each).expand_as(mean))
 
     # ---------------------------------------------------------------- whether the covariance belongs to the weights
 
@@ -391,7 +402,7 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
             stacklevel=4,
         )
 
-    def _factor(self, what: str) -> PosteriorFactor:
+    def _factor(self, what: str) -> PosteriorFactor | ClassFactor:
         if self._needs_python():
             self._validity.settle(self, self.laplace)
         fit = self._validity.valid_fit(self, self.laplace, read=True)
@@ -400,7 +411,7 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
             raise unfitted_error(what, "stale" if state == "fitted" else state)
         return self._factor_of(fit)
 
-    def _factor_of(self, fit: CovarianceFit) -> PosteriorFactor:
+    def _factor_of(self, fit: CovarianceFit) -> PosteriorFactor | ClassFactor:
         return self.laplace.factorize(self._exact_dtype(), fit)
 
     # ---------------------------------------------------------------- as a citizen of torch

@@ -8,15 +8,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hesitant.nn.bit_sum import bit_sum
+from hesitant.nn.class_factor import ClassFactor
+from hesitant.nn.class_sums import add_class_grams, add_class_sketches, class_matrices, mirror_classes
 from hesitant.nn.compilation import run_eagerly
-from hesitant.nn.gram import mirror
+from hesitant.nn.gram import add_gram, mirror
 from hesitant.nn.own_lock import OwnLock
 from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
 
 CovarianceState = Literal["none", "fitted", "stale"]
 
 _STATES: tuple[CovarianceState, ...] = ("none", "fitted", "stale")
-_SUMS = ("data_precision", "num_seen", "ridge_weight")
+_SUMS = ("data_precision", "num_seen", "ridge_weight", "directions")  # and what they are sums along
 
 
 @dataclass(eq=False)
@@ -29,7 +32,7 @@ class CovarianceFit:
 
     state: CovarianceState = "none"
     sums: tuple[Tensor, Tensor, Tensor] | None = None  # of a fitted one: the buffers, as they were
-    factor: PosteriorFactor | None = None
+    factor: PosteriorFactor | ClassFactor | None = None
 
 
 def described(state: CovarianceState) -> str:
@@ -45,12 +48,19 @@ def unfitted_error(what: str, state: CovarianceState) -> CovarianceError:
     )
 
 
+def _shape(num_features: int, num_classes: int | None, rank: int | None) -> tuple[int, ...]:
+    if num_classes is None:
+        return num_features, num_features
+    return (num_classes, num_features, num_features) if rank is None else (num_features + 1, num_classes, rank + 1)
+
+
 class LaplaceCovariance(nn.Module):
     """Keeps the precision ``ridge I + sum_i w_i phi_i phi_i^T``, whether it still holds, and its factor.
 
     The data's part is summed in float64 whatever the dtype of the module around it: that is what makes sums over
     workers, and data added and taken out again, agree. The arguments are those of
-    :class:`~hesitant.nn.RandomFeatureGaussianProcess`.
+    :class:`~hesitant.nn.RandomFeatureGaussianProcess`; with ``num_classes`` each class has sums of its own, ``(C, M,
+    M)``, or, with ``covariance_rank``, their sketches ``(M + 1, C, r + 1)`` along r ``directions``.
 
     Other threads may read meanwhile: each change sums apart and then puts new tensors, the state and the factor in
     place of the old at once, so that they get the covariance of before or the one of after.
@@ -63,6 +73,7 @@ class LaplaceCovariance(nn.Module):
     num_seen: Tensor
     ridge_weight: Tensor
     state_code: Tensor
+    directions: Tensor | None
 
     def __init__(
         self,
@@ -72,6 +83,9 @@ class LaplaceCovariance(nn.Module):
         momentum: float | None = None,
         num_data: int | None = None,
         ridge_decay: bool = False,
+        num_classes: int | None = None,
+        covariance_rank: int | None = None,
+        generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -86,13 +100,25 @@ class LaplaceCovariance(nn.Module):
                 f"num_data={num_data} scales the running average: it must be at least 1, with a momentum set and"
                 " without ridge_decay."
             )
+        if covariance_rank is not None and (num_classes is None or not 1 <= covariance_rank <= num_features // 2):
+            raise ValueError(
+                f"covariance_rank={covariance_rank} needs likelihood='softmax', and must lie in 1 to"
+                f" {num_features // 2}, half of the random features: beyond, leave it out for the exact matrices."
+            )
         self.ridge_penalty = ridge_penalty
         self.momentum, self.num_data, self.ridge_decay = momentum, num_data, ridge_decay
         double: dict[str, Any] = {"device": device, "dtype": torch.float64}
-        self.register_buffer("data_precision", torch.zeros(num_features, num_features, **double))
+        self.register_buffer(
+            "data_precision", torch.zeros(_shape(num_features, num_classes, covariance_rank), **double)
+        )
         self.register_buffer("num_seen", torch.zeros((), **double))
         self.register_buffer("ridge_weight", torch.ones((), **double))
         self.register_buffer("state_code", torch.zeros((), device=device, dtype=torch.uint8))
+        directions = None
+        if covariance_rank is not None:
+            drawn = torch.randn(num_features, covariance_rank, generator=generator, dtype=torch.float64)
+            directions = torch.linalg.qr(drawn)[0].contiguous().to(device)
+        self.register_buffer("directions", directions)
         # Its factor is no buffer: it comes and goes, and who averages models pairs the buffers of two of them.
         self.present = CovarianceFit()
         self._lock = OwnLock()
@@ -103,18 +129,66 @@ class LaplaceCovariance(nn.Module):
         return self.present.state
 
     @property
-    def factor(self) -> PosteriorFactor | None:
+    def factor(self) -> PosteriorFactor | ClassFactor | None:
         """The factor that is kept; None until an evaluation makes it."""
         return self.present.factor
 
     @property
+    def overstatement(self) -> Tensor | None:
+        """The factor by which ``covariance_rank`` may overstate a variance of each class at most, ``(C,)``, above 1.
+
+        None of a covariance that the classes share, or before the factor is made.
+        """
+        return self.factor.overstatement if isinstance(self.factor, ClassFactor) else None
+
+    @property
     def precision(self) -> Tensor:
-        """The precision matrix, ``(M, M)`` float64, the ridge included."""
+        """The precision matrix, ``(M, M)`` float64, the ridge included; that of each class, ``(C, M, M)``."""
         data_precision, num_seen, ridge_weight = self.present.sums or self._buffered()
         prior, scale = self._prior_and_scale(num_seen, ridge_weight)
-        return data_precision * scale + prior * torch.eye(
-            len(data_precision), dtype=torch.float64, device=data_precision.device
-        )
+        if self.directions is not None:
+            data_precision = class_matrices(data_precision, self.directions)
+        size = data_precision.shape[-1]
+        return data_precision * scale + prior * torch.eye(size, dtype=torch.float64, device=data_precision.device)
+
+    def options_of_sums(self) -> dict[str, Any]:
+        """Answers the options on which sums depend."""
+        if self.directions is None:
+            return {"covariance_rank": None}
+        return {"covariance_rank": self.directions.shape[1], "directions": int(bit_sum(self.directions))}
+
+    def add_products(self, total: Tensor, features: Tensor, weights: Tensor | None, scale: float) -> None:
+        """Adds ``scale * sum_i w_i phi_i phi_i^T`` to a sum of one's own in the shape of ``data_precision``.
+
+        Args:
+            total: Of a square matrix, what lies below the diagonal is left out (see :meth:`mirrored`).
+            features: ``(B, M)`` float64.
+            weights: ``(B, 1)``, or ``(B, C)`` of sums of each class; None stands for ones.
+            scale: Of the products.
+        """
+        if self.directions is not None and weights is not None:
+            add_class_sketches(total, features, weights, self.directions, scale)
+        elif total.ndim == 3 and weights is not None:
+            add_class_grams(total, features, weights, scale)
+        else:
+            add_gram(total, features, features if weights is None else features * weights, scale)
+
+    def mirrored(self, total: Tensor) -> Tensor:
+        """Puts what is above a diagonal of a sum below it, too, and answers the sum."""
+        if self.directions is not None:
+            return total
+        return mirror(total) if total.ndim == 2 else mirror_classes(total)
+
+    @torch.no_grad()
+    def aim(self, features: Tensor) -> None:
+        """Turns the directions of low rank to where features ``(n, M)`` of training data lie, unless it is fitted.
+
+        They are the first eigenvectors of the sum of all classes: as good as each class's own, nearly.
+        """
+        if self.directions is not None and self.state != "fitted":
+            features = features.double()
+            vectors = torch.linalg.eigh(features.T @ features)[1]
+            self.directions = vectors[:, -self.directions.shape[1] :].contiguous()
 
     def require_fitted(self, what: str) -> CovarianceFit:
         """Answers the present fit, or raises CovarianceError unless it is one."""
@@ -177,7 +251,7 @@ class LaplaceCovariance(nn.Module):
         """Puts the sum ``(M, M)`` float64 over ``count`` inputs in place of all data so far, whatever the state.
 
         Args:
-            product: ``sum_i w_i phi_i phi_i^T`` of all the data; below its diagonal nothing is read.
+            product: ``sum_i w_i phi_i phi_i^T`` of all the data; below a diagonal nothing is read.
             count: Its inputs; of none, the state is ``"none"``.
             dtype: That of the features for which the factor is made before anyone meets the new sum; None leaves it
                 to the next evaluation.
@@ -185,7 +259,7 @@ class LaplaceCovariance(nn.Module):
         Raises:
             CovarianceError: The precision is not positive. The covariance is what it was.
         """
-        product = mirror(product.clone())  # the caller may go on summing into its own
+        product = self.mirrored(product.clone())  # the caller may go on summing into its own
         sums = product, torch.full_like(self.num_seen, count), torch.ones_like(self.ridge_weight)
         factor = None if dtype is None or count == 0 else self._factored(sums, dtype)
         with self._lock:
@@ -210,7 +284,7 @@ class LaplaceCovariance(nn.Module):
             if self.state == "fitted" and (fit is None or fit is self.present):
                 self._swap("stale", *self._buffered())
 
-    def factorize(self, dtype: torch.dtype, fit: CovarianceFit | None = None) -> PosteriorFactor:
+    def factorize(self, dtype: torch.dtype, fit: CovarianceFit | None = None) -> PosteriorFactor | ClassFactor:
         """Answers the factor for features of ``dtype``, and keeps it until the precision changes.
 
         Args:
@@ -228,14 +302,18 @@ class LaplaceCovariance(nn.Module):
     @run_eagerly
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _make_factor(self, fit: CovarianceFit, dtype: torch.dtype) -> PosteriorFactor:
+    def _make_factor(self, fit: CovarianceFit, dtype: torch.dtype) -> PosteriorFactor | ClassFactor:
         # Two threads may make it at once, and make the same.
         factor = self._factored(fit.sums or self._buffered(), dtype)
         fit.factor = factor
         return factor
 
-    def _factored(self, sums: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> PosteriorFactor:
+    def _factored(self, sums: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> PosteriorFactor | ClassFactor:
         prior, scale = self._prior_and_scale(*sums[1:])
+        if self.directions is not None:
+            return ClassFactor.of_sketches(sums[0], self.directions, scale, self.ridge_penalty, prior, dtype)
+        if sums[0].ndim == 3:
+            return ClassFactor.of(sums[0] * scale, self.ridge_penalty, prior, dtype)
         return PosteriorFactor.of(sums[0] * scale, self.ridge_penalty, prior, dtype)
 
     def _prior_and_scale(self, num_seen: Tensor, ridge_weight: Tensor) -> tuple[float, float]:
@@ -266,19 +344,19 @@ class LaplaceCovariance(nn.Module):
         data_precision: Tensor,
         num_seen: Tensor,
         ridge_weight: Tensor,
-        factor: PosteriorFactor | None = None,
+        factor: PosteriorFactor | ClassFactor | None = None,
     ) -> None:
         """Puts new sums in place, never into the old ones: a factor may be in the making there. Holds the lock."""
         self.data_precision, self.num_seen, self.ridge_weight = data_precision, num_seen, ridge_weight
         self._set_fit(state, factor)
 
-    def _set_fit(self, state: CovarianceState, factor: PosteriorFactor | None = None) -> None:
+    def _set_fit(self, state: CovarianceState, factor: PosteriorFactor | ClassFactor | None = None) -> None:
         self.present = CovarianceFit(state, self._buffered() if state == "fitted" else None, factor)
         self.state_code = torch.full_like(self.state_code, _STATES.index(state))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LaplaceCovariance":
         """Moves to a device as any module, but stays in float64, and its factor in float32 or better."""
-        exact = {name: getattr(self, name) for name in _SUMS}
+        exact = {name: tensor for name in _SUMS if (tensor := getattr(self, name)) is not None}
         before = self.present.factor
         super()._apply(fn, recurse)
         for name, tensor in exact.items():

@@ -90,6 +90,19 @@ class PosteriorFactor:
         return self.null_variance.sqrt() * (noise - self.columns @ projected)
 
 
+def cancels(most: float, prior: float, dtype: torch.dtype) -> bool:
+    """Answers whether a low-rank subtraction loses too much, with ``most`` the largest eigenvalue of P."""
+    return torch.finfo(dtype).eps * most > _CANCELLATION[dtype] * prior
+
+
+def negative_eigenvalue_error(eigenvalue: float) -> CovarianceError:
+    """Answers the error of a precision that is none."""
+    return CovarianceError(
+        f"the precision matrix has a negative eigenvalue, {eigenvalue:.3g}: data was taken out that had not been"
+        " added. Call reset_covariance() and fit it again."
+    )
+
+
 def _cholesky(data_precision: Tensor, ridge: float, prior: float, dtype: torch.dtype) -> PosteriorFactor | None:
     """Answers a dense factor, or None where Cholesky is not accurate, P not positive, or a low-rank one pays.
 
@@ -112,8 +125,7 @@ def _cholesky(data_precision: Tensor, ridge: float, prior: float, dtype: torch.d
         )
     columns = columns.mT
     informed = size - prior * float(columns.square().sum())
-    cancels = torch.finfo(dtype).eps * most > _CANCELLATION[dtype] * prior
-    if size > _SMALL and not cancels and _FEW * informed < size:
+    if size > _SMALL and not cancels(most, prior, dtype) and _FEW * informed < size:
         return None
     columns = (columns * math.sqrt(ridge)).to(dtype).contiguous()
     null_variance, least_variance = columns.new_tensor(ridge / prior), columns.new_tensor(ridge / most)
@@ -149,10 +161,7 @@ def _eigenvectors(data_precision: Tensor, ridge: float, prior: float, dtype: tor
     eigenvalues, eigenvectors = torch.linalg.eigh(data_precision)
     largest = max(float(eigenvalues[-1]), 0.0)
     if float(eigenvalues[0]) < -_NEGATIVE * (prior + largest):
-        raise CovarianceError(
-            f"the precision matrix has a negative eigenvalue, {float(eigenvalues[0]):.3g}: data was taken out that"
-            " had not been added. Call reset_covariance() and fit it again."
-        )
+        raise negative_eigenvalue_error(float(eigenvalues[0]))
     precision = torch.finfo(torch.float64)
     # An eigenvalue below the rounding of the largest may be any number: taken as uninformed, for else rounding
     # would count as data, and a direction that was never seen as known. A prior that decayed has no better floor.
@@ -164,10 +173,9 @@ def _eigenvectors(data_precision: Tensor, ridge: float, prior: float, dtype: tor
     rank = int((eigenvalues > torch.finfo(dtype).eps / 4 * prior).sum())
     if 2 * rank > size:  # accuracy is given up only where it buys speed
         rank = int((eigenvalues > _TRUNCATION[dtype] * prior).sum())
-    cancels = torch.finfo(dtype).eps * (largest + prior) > _CANCELLATION[dtype] * prior
     null_variance = torch.tensor(ridge / prior, dtype=dtype, device=eigenvalues.device)
     least_variance = torch.tensor(ridge / (prior + largest), dtype=dtype, device=eigenvalues.device)
-    if cancels or size <= _SMALL or 2 * rank >= size:
+    if cancels(largest + prior, prior, dtype) or size <= _SMALL or 2 * rank >= size:
         dense = eigenvectors * (ridge / (eigenvalues + prior)).sqrt()
         return PosteriorFactor(dense.to(dtype), None, null_variance, least_variance)
     gains = eigenvalues[size - rank :] / (eigenvalues[size - rank :] + prior)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hesitant.nn.bit_sum import bit_sum
 from hesitant.nn.compilation import run_eagerly
-from hesitant.nn.gram import add_gram, mirror
 from hesitant.nn.kernel_scale import KernelScale
+from hesitant.nn.laplace import LaplaceCovariance
 from hesitant.nn.likelihood import Likelihood, check_likelihood, data_weights
 from hesitant.nn.linear_parametrization import LinearParametrization
 from hesitant.nn.random_features import RandomFeatureKind, draw_projection
@@ -29,6 +29,7 @@ class RandomFeatureLayer(nn.Module):
     :class:`RandomFeatureGaussianProcess` has the formula, the arguments and their sources.
     """
 
+    laplace: LaplaceCovariance  # of who gives the layer its posterior
     random_weight: Tensor | None
     random_phase: Tensor | None
     output_bias: Tensor
@@ -194,24 +195,38 @@ class RandomFeatureLayer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             self.scale.follow(self._normalized(x))
 
+    def options_of_sums(self) -> dict[str, Any]:
+        """Answers the options on which the sums of :meth:`add_contribution` depend, beside the weights."""
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "num_inducing": self.num_inducing,
+            "kernel": self.kernel,
+            "feature_scale": self.feature_scale,
+            "normalize_input": self.layer_norm is not None,
+            "likelihood": self.likelihood,
+            **self.laplace.options_of_sums(),
+        }
+
     @torch.no_grad()
     def contribution(self, x: Tensor) -> tuple[Tensor, int]:
         """Answers ``sum_i w_i phi_i phi_i^T`` of training inputs ``(..., D)``, ``(M, M)`` float64, and their number.
 
+        With ``likelihood="softmax"`` they are sums of each class, in the shape of ``laplace.data_precision``.
+
         Raises:
             ValueError: As ``update``.
         """
-        shape = self.num_inducing, self.num_inducing
-        product = torch.zeros(shape, dtype=torch.float64, device=self.beta.device)
+        product = torch.zeros_like(self.laplace.data_precision, device=self.beta.device)
         count = self.add_contribution(product, x)
-        return mirror(product), count
+        return self.laplace.mirrored(product), count
 
     @torch.no_grad()
-    def add_contribution(self, total: Tensor, x: Tensor) -> int:
+    def add_contribution(self, total: Tensor, x: Tensor, *, sign: float = 1.0) -> int:
         """Adds the contribution of training inputs ``(..., D)`` to a sum of one's own, and answers their number.
 
-        Whoever goes through all the data hands the sum to ``replace_covariance``. Of ``total``, ``(M, M)`` float64
-        and symmetric, what lies below the diagonal is left out.
+        Whoever goes through all the data hands the sum to ``replace_covariance``. Of ``total``, in the shape of
+        ``laplace.data_precision``, what lies below a diagonal is left out. With ``sign=-1`` it is taken out again.
 
         Raises:
             ValueError: As ``update``. Nothing was added.
@@ -221,11 +236,10 @@ class RandomFeatureLayer(nn.Module):
             features = self._unscaled_features(x).flatten(0, -2)
             if not bool(torch.isfinite(features).all()):
                 raise ValueError(_not_finite("the features are not finite", x))
-            wide = features.double()
-            weighted = wide
+            weights = None
             if self.likelihood != "gaussian":
-                weighted = wide * data_weights(self.likelihood, self._mean(features).double())
-            add_gram(total, wide, weighted, self.feature_scale**2)
+                weights = data_weights(self.likelihood, self._mean(features).double())
+            self.laplace.add_products(total, features.double(), weights, sign * self.feature_scale**2)
             return len(features)
 
     # ---------------------------------------------------------------- inside

@@ -2,34 +2,36 @@
 
 ``find_classifier`` tells the Linear that makes the logits which are read (``logit_makers``); ``ReplacedClassifier``
 lets the Gaussian process start from what it knew; ``posterior_of`` carries a variance through what a model makes of its
-classifier's logits (``continuation``, ``linear_dependence``); ``counted_features`` tells which features count, and
-``summed_contributions`` what all the data, shared among ``workers``, say of the covariance; ``keep`` holds training
-features for a nearest-neighbour score; ``monte_carlo`` draws; ``FittedWeights`` tells whether weights have moved
-(``fingerprint``). Only the methods call them.
+classifier's logits (``continuation``, ``linear_dependence``); ``counted_features`` tells which features count.
+``CovarianceSums`` adds up what data say of the covariance of given weights (``summed_weights``, ``sums_as_bytes``), and
+keeps training features for a nearest-neighbour score (``neighbors``); ``fit_by_a_pass`` makes them over all the data,
+shared among ``workers``; ``monte_carlo`` draws; ``FittedWeights`` tells whether weights have moved (``fingerprint``).
+Only the methods call them; ``CovarianceSums`` is for users.
 """
 
 from hesitant.methods.gaussian_head.classifier import find_classifier, gaussian_process_in
 from hesitant.methods.gaussian_head.classifier_start import ReplacedClassifier
-from hesitant.methods.gaussian_head.covariance_pass import summed_contributions
+from hesitant.methods.gaussian_head.covariance_pass import fit_by_a_pass, prepare_for_sums
+from hesitant.methods.gaussian_head.covariance_sums import CovarianceSums
 from hesitant.methods.gaussian_head.draws import monte_carlo
 from hesitant.methods.gaussian_head.features import counted_features
 from hesitant.methods.gaussian_head.fingerprint import fingerprint
 from hesitant.methods.gaussian_head.fitted_weights import FittedWeights
-from hesitant.methods.gaussian_head.neighbors import OodScore, keep, neighbors_for, sample_for
+from hesitant.methods.gaussian_head.neighbors import OodScore, neighbors_for
 from hesitant.methods.gaussian_head.posterior_of_answer import posterior_of
 
 __all__ = [
+    "CovarianceSums",
     "FittedWeights",
     "OodScore",
     "ReplacedClassifier",
     "counted_features",
     "find_classifier",
     "fingerprint",
+    "fit_by_a_pass",
     "gaussian_process_in",
-    "keep",
     "monte_carlo",
     "neighbors_for",
     "posterior_of",
-    "sample_for",
-    "summed_contributions",
+    "prepare_for_sums",
 ]

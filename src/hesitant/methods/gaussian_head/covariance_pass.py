@@ -1,67 +1,109 @@
-"""The pass over the training data that an exact covariance is made of, shared among the workers of a run."""
+"""What comes before the sums of an exact covariance, and the pass over all training data, shared among workers."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hesitant.inputs import batches, several_workers, shared_batches
+from hesitant.inputs import Batch, as_batch, batches, several_workers, shared_batches, training_loader
+from hesitant.methods.gaussian_head.covariance_sums import CovarianceSums, OwnerOfSums, require_exact
 from hesitant.methods.gaussian_head.features import features_that_count
 from hesitant.methods.gaussian_head.workers import share_weights, together
+from hesitant.methods.random_state import derived_seed
 from hesitant.methods.replica import in_eval_mode
 from hesitant.methods.wrapper import device_of
-from hesitant.nn import RandomFeatureGaussianProcess, UniformSample, recorded
+from hesitant.nn import CovarianceState, SpectralNormalizer
+
+_AIMING = 2048  # inputs by which the directions of low rank are chosen
 
 
-def summed_contributions(
-    model: nn.Module,
-    gp: RandomFeatureGaussianProcess,
-    data: Any,
-    batch_size: int | None,
-    sample: UniformSample | None = None,
-) -> tuple[Tensor, int]:
-    """Answers ``sum_i w_i phi_i phi_i^T`` over all data, ``(M, M)`` float64, and the number of inputs.
+class FittedByAPass(OwnerOfSums, Protocol):
+    """What an SNGP is to the pass that fits its covariance."""
 
-    Of the sum, which is symmetric, what lies below the diagonal is left out.
-    Nothing of the layer changes but its kernel scale, if that is undecided. All workers of a run call this: each takes
-    its share of the data, with the weights of the first. A sample is given the features of that share.
+    spectral_normalizer: SpectralNormalizer | None
+
+    @property
+    def covariance_state(self) -> CovarianceState:
+        """Whether there is a covariance, and it belongs to the weights."""
+
+    def start_from_classifier(self, data: Any, *, batch_size: int | None = None) -> bool:
+        """Lets a Gaussian process that is as it was drawn answer what the classifier did."""
+
+
+def fit_by_a_pass(method: FittedByAPass, data: Any, batch_size: int | None) -> None:
+    """Fits the covariance to all the data. All workers of a run call this: each takes its share.
+
+    The weights are made ready, those of the first worker are everyone's; each sums over its share, and the sums of all
+    are added up.
 
     Raises:
-        ValueError: The data is empty or holds NaN or Inf.
+        CovarianceError: The layer keeps a running covariance.
         RuntimeError: Another worker failed.
+        ValueError: The data is empty or holds NaN or Inf.
     """
-    share_weights(model)
-    product = torch.zeros_like(gp.laplace.data_precision)
-    count = torch.zeros((), dtype=torch.float64, device=product.device)
-    with together(product.device):
-        _sum_over_share(model, gp, data, batch_size, product, count, sample)
-    if several_workers():
-        dist.all_reduce(product)
-        dist.all_reduce(count)
-    if float(count) == 0:
-        raise ValueError("data holds no batch that reached the classifier: expected at least one input.")
-    return product, int(count)
+    require_exact(method.gp)
+    # One worker decides the scale by the first batch that it meets: what can be gone through once is not looked into.
+    _make_ready(method, data, batch_size, decides=several_workers())
+    sums = CovarianceSums(method, seed=derived_seed(0, dist.get_rank() if several_workers() else 0))
+    with together(device_of(method.model)):
+        sums.add(shared_batches(data, batch_size))
+    sums.all_reduce()
+    sums.finish()
+
+
+def prepare_for_sums(method: FittedByAPass, data: Any, batch_size: int | None) -> None:
+    """Makes the weights ready for sums, on all workers alike."""
+    _make_ready(method, data, batch_size, decides=True)
+
+
+def _make_ready(method: FittedByAPass, data: Any, batch_size: int | None, *, decides: bool) -> None:
+    """Brings the layers within their bounds, lets the Gaussian process start from the classifier, and decides.
+
+    Args:
+        method: Whose weights.
+        data: Of training.
+        batch_size: Inputs in one forward pass.
+        decides: Whether the kernel scale is decided here; else the first data does it.
+    """
+    if method.spectral_normalizer is not None:
+        method.spectral_normalizer.project(
+            num_iterations=max(1, method.spectral_normalizer.warm_up_iterations), force=True
+        )
+    method.start_from_classifier(data, batch_size=batch_size)
+    share_weights(method.model)
+    gp, aims = method.gp, _can_aim(method, data)
+    with together(device_of(method.model)):
+        # The median is agreed on by all workers, and one may have no share of the data: all look at the first batch.
+        if (decides or aims) and not gp.scale.is_decided():
+            gp.decide_kernel_scale(_some_features(method.model, batches(data, batch_size), 1))
+        features = gp.features(_some_features(method.model, _drawn(data, batch_size), _AIMING)) if aims else None
+    if features is not None and gp.laplace.directions is not None:
+        gp.laplace.aim(features.flatten(0, -2))
+        if several_workers():
+            dist.broadcast(gp.laplace.directions, 0)
+
+
+def _can_aim(method: FittedByAPass, data: Any) -> bool:
+    """Answers whether a low rank can be aimed at the data: what can be gone through once is left for the sums."""
+    low_rank = method.gp.laplace.directions is not None
+    return low_rank and not isinstance(data, Iterator) and method.covariance_state != "fitted"
+
+
+def _drawn(data: Any, batch_size: int | None) -> Iterator[Batch]:
+    """Gives batches in random order: data may come sorted by class."""
+    loader = training_loader(data, batch_size or 128, torch.Generator().manual_seed(0))
+    return (as_batch(item) for item in loader)
 
 
 @torch.no_grad()
-def _sum_over_share(
-    model: nn.Module,
-    gp: RandomFeatureGaussianProcess,
-    data: Any,
-    batch_size: int | None,
-    product: Tensor,
-    count: Tensor,
-    sample: UniformSample | None,
-) -> None:
-    model, device = in_eval_mode(model), device_of(model)
-    if not gp.scale.is_decided() and several_workers():
-        # The median is agreed on by all workers, and one of them may have no share of the data.
-        first = next(batches(data, batch_size)).to(device)
-        with recorded(plain=True) as calls:
-            model(*first.args, **first.kwargs)
-        gp.decide_kernel_scale(torch.cat([call.inputs.flatten(0, -2) for call in calls]))
-    for features in features_that_count(model, (batch.to(device) for batch in shared_batches(data, batch_size))):
-        count += gp.add_contribution(product, features)
-        if sample is not None:
-            sample.add(features.flatten(0, -2).float())
+def _some_features(model: nn.Module, given: Iterator[Batch], least: int) -> Tensor:
+    """Answers what the Gaussian process was given of the first batches, so many rows at least if there are."""
+    device, found, rows = device_of(model), [], 0
+    for features in features_that_count(in_eval_mode(model), (batch.to(device) for batch in given)):
+        found.append(features.flatten(0, -2))
+        rows += len(found[-1])
+        if rows >= least:
+            break
+    return torch.cat(found)

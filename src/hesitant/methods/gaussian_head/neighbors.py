@@ -2,12 +2,11 @@
 
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hesitant.inputs import several_workers
-from hesitant.methods.random_state import derived_seed
 from hesitant.nn import NearestNeighbors, RandomFeatureGaussianProcess, UniformSample
 
 OodScore = Literal["dempster_shafer", "knn"]
@@ -31,33 +30,48 @@ def neighbors_for(ood_score: OodScore, gp: RandomFeatureGaussianProcess) -> Near
     return NearestNeighbors(gp.in_features, device=gp.beta.device)
 
 
-def sample_for(neighbors: NearestNeighbors | None) -> UniformSample | None:
-    """Answers a sample for this worker's share of the training data, if neighbours are asked for."""
-    if neighbors is None:
-        return None
-    return neighbors.sample(seed=derived_seed(0, dist.get_rank() if several_workers() else 0))
+def recalled(neighbors: NearestNeighbors, count: int, seed: int) -> UniformSample:
+    """Answers the sample of ``count`` training features that a model's neighbours are, with keys drawn anew.
+
+    Of ``count`` keys the n smallest are those of the n features that were kept: given the greatest of them, which is
+    distributed as the n-th of ``count`` uniform numbers, the others are uniform below it.
+    """
+    generator, rows = np.random.default_rng(seed), neighbors.inputs
+    sample, kept = UniformSample(neighbors.max_inputs, seed), len(rows)
+    bound = 1.0 if count <= kept else float(generator.beta(kept, count - kept + 1))
+    keys = generator.random(kept) * bound
+    if count > kept > 0:
+        keys[generator.integers(kept)] = bound
+    sample.merge(rows, torch.from_numpy(keys))
+    if count > kept:
+        sample.bound = bound
+    return sample
 
 
-def keep(neighbors: NearestNeighbors | None, sample: UniformSample | None) -> None:
-    """Puts what stays of all workers' samples in place of the training features, the same on every worker.
+def absorb_all_workers(limit: int | None, sample: UniformSample | None, device: torch.device) -> UniformSample | None:
+    """Answers the sample of what all workers were given, the same on every worker; None where none is kept.
 
     All workers of a run call this; while it lasts, each holds the samples of all.
     """
-    if neighbors is not None and sample is not None:
-        neighbors.replace(_of_all_workers(neighbors, sample) if several_workers() else sample.kept()[0])
-
-
-def _of_all_workers(neighbors: NearestNeighbors, sample: UniformSample) -> Tensor:
-    device = neighbors.inputs.device
-    rows, keys = sample.kept() if len(sample) else (neighbors.inputs[:0], torch.empty(0, dtype=torch.float64))
-    lengths = [int(length) for length in _gathered(torch.tensor(len(rows), device=device))]
-    longest = max(lengths)
+    if limit is None:
+        return None
+    held = sample is not None and len(sample) > 0
+    rows, keys = sample.kept() if sample is not None and held else (torch.empty(0, 0), torch.empty(0).double())
+    bound = 2.0 if sample is None else min(sample.bound, 2.0)  # above all keys
+    told = torch.tensor([len(rows), rows.shape[1], bound], dtype=torch.float64, device=device)
+    told_by_all = [one.tolist() for one in _gathered(told)]
+    longest, width = (int(max(one[place] for one in told_by_all)) for place in (0, 1))
+    rows = rows.to(device) if held else torch.empty(0, width, device=device)
     all_rows = _gathered(_padded(rows, longest))
     all_keys = _gathered(_padded(keys.to(device), longest))
-    merged = UniformSample(neighbors.max_inputs)
-    for length, of_one, with_keys in zip(lengths, all_rows, all_keys, strict=True):
-        merged.merge(of_one[:length], with_keys[:length].cpu())
-    return merged.kept()[0]
+    merged = UniformSample(limit)
+    for (length, _, bound), of_one, with_keys in zip(told_by_all, all_rows, all_keys, strict=True):
+        other = UniformSample(limit)
+        other.merge(of_one[: int(length)], with_keys[: int(length)].cpu())
+        if bound <= 1:
+            other.bound = bound
+        merged.absorb(other)
+    return merged
 
 
 def _gathered(tensor: Tensor) -> list[Tensor]:
