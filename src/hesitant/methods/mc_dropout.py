@@ -13,7 +13,7 @@ from hesitant.methods.outputs import Outputs, with_logits
 from hesitant.methods.random_state import require_seed
 from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of
 from hesitant.nn import run_eagerly
-from hesitant.prediction import Prediction, energy_of
+from hesitant.prediction import Mixture, Prediction, energy_of
 
 
 class MCDropout(ModelWrapper):
@@ -100,7 +100,7 @@ class MCDropout(ModelWrapper):
         passes, batch = self._passes(seed, temperature), Batch(args, kwargs)
         with torch.no_grad():
             mixture = passes.mixture(batch, 0)
-        return with_logits(passes.output, mixture.log_probs, kwargs.get("labels"))
+        return with_logits(passes.output_for(batch), mixture.log_probs, kwargs.get("labels"))
 
     def predict(self, inputs: Any, *, seed: int = 0, batch_size: int | None = None) -> Prediction:
         """Answers the Prediction for inputs of any length, in batches.
@@ -152,28 +152,17 @@ class MCDropout(ModelWrapper):
     def answer(self, given: Iterable[Batch], *, temperature: float, seed: int) -> Prediction:
         """Answers :meth:`predict` at a temperature, the method's own and those around it together."""
         passes = self._passes(seed, temperature)
-        targets, probs, log_probs, entropies, deviations, logits = (Gathered() for _ in range(6))
+        targets, *parts = (Gathered() for _ in range(6))
         for position, batch in enumerate(given):
             moved = batch.to(passes.device)
             with torch.no_grad():
                 mixture = passes.mixture(moved, position)
             targets.append(as_class_targets(batch.targets))
-            probs.append(mixture.probs)
-            log_probs.append(mixture.log_probs)
-            entropies.append(mixture.expected_entropy)
-            deviations.append(mixture.class_std)
-            logits.append(mixture.logits)
-        mean, mean_logits = probs.tensor(), logits.tensor()
-        assert mean is not None
-        return Prediction(
-            mean,
-            targets=targets.tensor(),
-            log_probs=log_probs.tensor(),
-            logits=mean_logits,
-            energy=None if mean_logits is None else energy_of(mean_logits, single=passes.single),
-            expected_entropy=entropies.tensor(),
-            class_std=deviations.tensor(),
-        )
+            for part, of_batch in zip(parts, mixture[1:], strict=True):
+                part.append(of_batch, own=True)
+        whole = Mixture(self.num_samples, *(part.tensor() for part in parts))
+        energy = energy_of(whole.logits, single=True) if passes.single and whole.logits is not None else None
+        return Prediction.from_mixture(whole, targets=targets.tensor(), energy=energy)
 
     def samples(self, given: Iterable[Batch], *, temperature: float, seed: int, log: bool) -> Tensor:
         """Answers :meth:`predict_samples` at a temperature, the method's own and those around it together."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Prediction", "UnavailableError"]
 
+_NEARLY_SURE = 0.99  # below, no logarithm is sharpened
+
 
 @dataclass(frozen=True, slots=True, init=False, eq=False, repr=False)
 class Prediction:
@@ -226,6 +228,44 @@ class Prediction:
             logit_variance=logit_variance,
             expected_entropy=mixture.expected_entropy,
             class_std=mixture.class_std,
+        )
+
+    @classmethod
+    def from_mixture(
+        cls, mixture: Mixture, *, targets: "Tensor | ArrayLike | None" = None, energy: Tensor | None = None
+    ) -> "Prediction":
+        """The prediction of a mixture, whose logits are those of the mixture.
+
+        Args:
+            mixture: of distributions that are known to be some, as `Mixture.of_passes` makes it of finite logits.
+            targets: `(B,)` integers in [0, C).
+            energy: `(B,)`, where it is not that of the logits.
+
+        Raises:
+            TypeError: `targets` do not hold integers.
+            ValueError: a number is not finite.
+        """
+        probs, log_probs, logits = mixture.probs, mixture.log_probs, mixture.logits
+        if not bool(probs.isfinite().all()) or not (logits is None or bool(logits.isfinite().all())):
+            as_part("logits", logits, probs.shape, like=probs)
+            as_distributions("probs", probs)
+        # Not through __init__: what follows from finite logits need not be looked at again.
+        log_probs = log_probs.clamp(max=0)
+        if bool(probs.amax() > _NEARLY_SURE if len(probs) > 0 else False):
+            log_probs = sharpened(log_probs)
+        return _fill(
+            object.__new__(cls),
+            probs=probs.clamp(0, 1),
+            log_probs=log_probs,
+            targets=None if targets is None else as_class_indices("targets", targets, probs),
+            calibration=None,
+            _logits=logits,
+            _energy=energy,
+            _ood_score=None,
+            _logit_variance=None,
+            _expected_entropy=mixture.expected_entropy,
+            _class_std=mixture.class_std,
+            _split_unavailable=None,
         )
 
     @property

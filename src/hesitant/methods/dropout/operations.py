@@ -1,7 +1,7 @@
 """Knows every operation of torch that draws dropout, and draws it from masks of our own."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from hesitant.methods.dropout.masks import Masks
+from hesitant.methods.operation_calls import written_places
 
 _ALPHA = 1.7580993408473766  # minus the limit of SELU far left: what AlphaDropout puts in the place of what it drops
 _aten = torch.ops.aten
@@ -19,6 +20,7 @@ _FEATURES = {_aten.feature_dropout.default, _aten.feature_dropout_.default}
 _ALPHAS = {_aten.alpha_dropout.default, _aten.alpha_dropout_.default}
 _FEATURE_ALPHAS = {_aten.feature_alpha_dropout.default, _aten.feature_alpha_dropout_.default}
 _DROPOUTS = {*_PLAIN, *_FEATURES, *_ALPHAS, *_FEATURE_ALPHAS}
+KEEPS_STATISTICS = {"aten::batch_norm", "aten::instance_norm"}  # in training, which their schemas do not say
 _RECURRENT = {_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input}
 _RECURRENT_PACKED = {_aten.lstm.data, _aten.gru.data, _aten.rnn_tanh.data, _aten.rnn_relu.data}
 
@@ -58,17 +60,18 @@ class _Arguments(NamedTuple):
 
 @cache
 def _arguments(func: OpOverload) -> _Arguments | None:
+    if not schema_can_draw(func._schema, func.tags):
+        return None
     names = {argument.name: (i, argument.default_value) for i, argument in enumerate(func._schema.arguments)}
     tagged = torch.Tag.nondeterministic_seeded in func.tags
-    if not tagged and not {"dropout", "dropout_p"} & set(names):
-        return None
     wanted = ("p", "dropout", "dropout_p", "train", "training", "num_layers")
     return _Arguments(tagged, {name: names[name] for name in wanted if name in names})
 
 
-def can_draw(func: OpOverload) -> bool:
-    """Answers whether any call of this operation draws random numbers."""
-    return _arguments(func) is not None
+def schema_can_draw(schema: torch._C.FunctionSchema, tags: Iterable[torch.Tag]) -> bool:
+    """Answers whether any call of an operation of this schema, and these tags, draws random numbers."""
+    names = {argument.name for argument in schema.arguments}
+    return torch.Tag.nondeterministic_seeded in tags or bool({"dropout", "dropout_p"} & names)
 
 
 def draws(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -84,9 +87,24 @@ def draws(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> b
     return all(rate is None or not isinstance(rate, (int, float)) or rate > 0 for rate in rates)
 
 
+def written_by(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Gives the tensors that this call writes to."""
+    places: Iterable[int | str] = (place for place, _ in written_places(func, args))
+    if func._schema.name in KEEPS_STATISTICS:
+        places = (3, 4) if args[5] else ()
+    for place in places:
+        value = args[place] if isinstance(place, int) else kwargs.get(place)
+        yield from (entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, Tensor))
+
+
 def is_dropout(func: OpOverload) -> bool:
     """Answers whether :func:`drop` can draw for this operation, and can share the masks."""
     return func in _DROPOUTS or func is _ATTENTION
+
+
+def is_plain_dropout(func: OpOverload) -> bool:
+    """Answers whether the operation drops each number by itself, as ``F.dropout`` does."""
+    return func in _PLAIN
 
 
 def takes_repeated(func: OpOverload) -> bool:

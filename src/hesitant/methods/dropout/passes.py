@@ -1,8 +1,8 @@
 """The passes of one call of Monte Carlo dropout: which of them run together, and which one after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from hesitant.inputs import Batch, num_inputs, tensors_of
 from hesitant.methods.dropout.dropping_replicas import dropout_layers
 from hesitant.methods.dropout.light_pass import LightPass
-from hesitant.methods.dropout.masks import Masks, MasksAhead
+from hesitant.methods.dropout.masks import Masks
+from hesitant.methods.dropout.masks_ahead import MasksAhead
 from hesitant.methods.dropout.replay import OtherCourseError, RecordedPass, ReplayedPasses
 from hesitant.methods.dropout.runner import PassRunner
+from hesitant.methods.dropout.vectorized_passes import VectorizedPasses
 from hesitant.methods.dropout.watched_pass import WatchedPass
 from hesitant.methods.outputs import Ending, Outputs, log_probs_of, logits_of, require_kind, require_rows
 from hesitant.methods.random_state import pass_seeds
@@ -26,9 +28,11 @@ _BYTES_AT_ONCE_ELSEWHERE = 256 * 2**20
 _WORTH_KEEPING = 0.5  # the share of operations from which on passing them over saves more than it costs
 _PASSES_AT_ONCE = 16  # to be averaged together
 _ROUNDING = {False: 2e-3, True: 5e-2}  # of probabilities, in half precision or not: a pass alone and among others
-# So few passes of so small a model, on so few inputs, are over before it is known which of them could run together.
-_FEW_PASSES = 16
+# So small a model, on so few inputs, is done sooner than it is known what the passes have in common.
 _FEW_NUMBERS = 2**17
+_ROWS_AS_ONE = 1024  # of all passes that run as one
+_FEW_AS_ONE = 3  # passes that take no longer one after the other than as one
+_FEW_PASSES = 16  # that, where they cannot run as one, are over before it is known what they have in common
 
 
 class DropoutPasses:
@@ -45,9 +49,6 @@ class DropoutPasses:
         temperature: What divides each pass's logits.
         seed: Of the masks.
         device: Where the model is.
-
-    Attributes:
-        output: What the model answered in the last batch's first pass.
     """
 
     def __init__(
@@ -66,15 +67,15 @@ class DropoutPasses:
     ) -> None:
         self.model, self.num_samples, self.chunk_size = model, num_samples, chunk_size
         self.shared, self.temperature, self.seed, self.device = shared, temperature, seed, device
-        self.output: Any = None
+        self._output: Any = None  # of the last batch's first pass, or its logits alone
         self._runner = PassRunner(model, stochastic_depth=stochastic_depth, outputs=outputs, ending=ending)
-        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-        self._one_pass: type[WatchedPass | LightPass] = WatchedPass if scripted else LightPass
+        self._scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
         self._outputs: Outputs = outputs
         self._seeds = pass_seeds(num_samples, seed, 0)
         self._verified: set[int] = set()  # numbers of inputs for which passes are known to run together
         self._apart = False  # until passes turn out not to run together
         self._half = False
+        self._output_is_bare = False  # whether it was more than logits, and these alone are kept
         self._shared_shapes: list[tuple[int, ...]] | None = None
 
     def mixture(self, batch: Batch, position: int) -> Mixture:
@@ -94,8 +95,16 @@ class DropoutPasses:
     @property
     def single(self) -> bool:
         """Whether the model answers a single logit."""
-        logits = logits_of(self.output)
+        logits = logits_of(self._output)
         return logits.ndim == 1 or logits.shape[-1] == 1
+
+    def output_for(self, batch: Batch) -> Any:
+        """Answers what the model answers to the last batch in its first pass, of whatever type that is."""
+        if self._output_is_bare:
+            mode = partial(self._alone, MasksAhead(self._seeds[:1]), 0, batch)
+            _, self._output = self._runner.run(mode, batch)
+            self._output_is_bare = False
+        return self._output
 
     # ---------------------------------------------------------------- inside
 
@@ -113,12 +122,18 @@ class DropoutPasses:
 
     def _untempered(self, batch: Batch) -> Iterator[Tensor]:
         rows = num_inputs(batch)
-        if self._apart or self._is_small(batch):
-            yield from self._one_by_one(batch, rows, 0)
+        small, done = self._is_small(batch), 0
+        if small and not self._scripted and (at_once := min(self.num_samples, _ROWS_AS_ONE // rows)) > _FEW_AS_ONE:
+            for logits in self._apart_from_each_other(batch, rows, 0, at_once, as_one=True):
+                yield logits
+                done += len(logits)
+            if done == self.num_samples:
+                return
+        if self._apart or (small and self.num_samples <= _FEW_PASSES):
+            yield from self._apart_from_each_other(batch, rows, 0, _PASSES_AT_ONCE)
             return
         first = self._first(batch, rows)
-        logits = logits_of(self.output)
-        done = 0
+        logits = logits_of(self._output)
         if not self.shared:
             yield self._logits(logits, rows, 1)
             done = 1
@@ -135,10 +150,10 @@ class DropoutPasses:
                     self._apart = True
                     break
                 size = 1
-        yield from self._one_by_one(batch, rows, done)
+        yield from self._apart_from_each_other(batch, rows, done, _PASSES_AT_ONCE)
 
     def _is_small(self, batch: Batch) -> bool:
-        if self.shared or self.chunk_size or not 1 < self.num_samples <= _FEW_PASSES or self.device.type != "cpu":
+        if self.shared or self.chunk_size or self.num_samples == 1 or self.device.type != "cpu":
             return False
         numbers = 0
         for tensors in (tensors_of(batch), self.model.parameters()):
@@ -148,26 +163,80 @@ class DropoutPasses:
                     return False
         return True
 
-    def _one_by_one(self, batch: Batch, rows: int, done: int) -> Iterator[Tensor]:
-        """Gives the logits of the passes that are left, each computed whole."""
-        for start in range(done, self.num_samples, _PASSES_AT_ONCE):
-            outputs, drew = [], False
-            ahead = MasksAhead(self._seeds[start : start + _PASSES_AT_ONCE])
-            for index in range(min(_PASSES_AT_ONCE, self.num_samples - start)):
-                mode, output = self._runner.run(partial(self._alone, ahead, index, batch), batch)
-                outputs.append(logits_of(output))
-                self._require_rows(outputs[-1], rows)
-                if start + index == 0:
-                    self.output = output
-                    self._look_at(outputs[-1])
-                drew |= mode.drew
-            logits = self._logits(torch.cat(outputs), rows, len(outputs))
+    def _apart_from_each_other(
+        self, batch: Batch, rows: int, done: int, at_once: int, *, as_one: bool = False
+    ) -> Iterator[Tensor]:
+        """Gives the logits of the passes that are left, each computed whole.
+
+        Args:
+            batch: The inputs.
+            rows: How many.
+            done: How many passes are.
+            at_once: How many passes are averaged together.
+            as_one: Whether these run as one, where they can; where they cannot and are many, nothing is given.
+        """
+        for start in range(done, self.num_samples, at_once):
+            ahead = MasksAhead(self._seeds[start : start + at_once])
+            outputs: list[Tensor | None] = [None] * len(ahead.seeds)
+            drew = False
+            if as_one:
+                drew, as_one = self._run_as_one(ahead, batch, outputs, first=start == 0)
+                if start == 0 and outputs[0] is None and self.num_samples > _FEW_PASSES:
+                    return
+            for index, known in enumerate(outputs):
+                if known is None:
+                    mode, output = self._runner.run(partial(self._alone, ahead, index, batch), batch)
+                    drew |= mode.drew
+                    outputs[index] = logits_of(output)
+                    if start + index == 0:
+                        self._output = output
+                self._require_rows(cast(Tensor, outputs[index]), rows)
+            found = cast(list[Tensor], outputs)
+            if start == 0:
+                self._look_at(found[0])
+            logits = self._logits(torch.cat(found), rows, len(found))
             if start == 0 and (not drew or bool((logits == logits[:1]).all())):
                 self._first(batch, rows)  # raises where no dropout can have a part in the answer
             yield logits
 
+    def _run_as_one(
+        self, ahead: MasksAhead, batch: Batch, outputs: list[Tensor | None], *, first: bool
+    ) -> tuple[bool, bool]:
+        """Runs passes as one, as far as they go the same way, and puts their logits into ``outputs``.
+
+        Returns:
+            Whether any drew, and whether further ones may run as one.
+        """
+        waiting: Sequence[int] = range(len(outputs))
+        drew = False
+        while len(waiting) > _FEW_AS_ONE:
+
+            def mode() -> VectorizedPasses:
+                return VectorizedPasses(ahead, waiting, partial(self._runner.guarded, batch))
+
+            try:
+                passes, logits = self._runner.run(mode, batch)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # of what cannot run as one; an error of the model's own comes again
+                return drew, False
+            drew |= passes.drew
+            same = set(passes.same)
+            for place, (index, of_pass) in enumerate(zip(waiting, logits.unbind(), strict=True)):
+                if place in same:
+                    outputs[index] = of_pass
+            if first and waiting[0] == 0:
+                self._output, self._output_is_bare = logits[0], passes.structured
+            waiting = [index for place, index in enumerate(waiting) if place not in same]
+            if waiting and len(same) <= _FEW_AS_ONE:
+                return drew, False
+        return drew, True
+
     def _alone(self, ahead: MasksAhead, index: int, batch: Batch) -> WatchedPass | LightPass:
-        return self._one_pass(ahead.of(index), self._runner.guarded(batch))
+        masks = ahead.of(index)
+        if self._scripted:
+            return WatchedPass(masks, self._runner.guarded(batch))
+        return LightPass(masks, partial(self._runner.guarded, batch))
 
     def _first(self, batch: Batch, rows: int) -> RecordedPass:
         """Runs the first pass, and requires that its dropout has a part in the answer."""
@@ -175,8 +244,8 @@ class DropoutPasses:
         def mode() -> RecordedPass:
             return RecordedPass(self._masks(0, 1), self._runner.guarded(batch), rows, self._runner.known(batch))
 
-        first, self.output = self._runner.run(mode, batch)
-        logits = logits_of(self.output)
+        first, self._output = self._runner.run(mode, batch)
+        logits = logits_of(self._output)
         self._require_rows(logits, rows)
         self._look_at(logits)
         self._require_dropout(first, logits)

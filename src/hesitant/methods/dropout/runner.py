@@ -10,11 +10,12 @@ from hesitant.inputs import Batch, map_tensors, tensors_of
 from hesitant.methods.dropout.dropping_replicas import dropping_replicas
 from hesitant.methods.dropout.light_pass import LightPass
 from hesitant.methods.dropout.replay import ReplayedPasses
+from hesitant.methods.dropout.vectorized_passes import VectorizedPasses
 from hesitant.methods.dropout.watched_pass import ModelWrittenError, WatchedPass
 from hesitant.methods.operation_calls import address
 from hesitant.methods.outputs import Ending, OutputProbe, Outputs, logits_of
 
-Mode = TypeVar("Mode", bound=WatchedPass | LightPass)
+Mode = TypeVar("Mode", bound=WatchedPass | LightPass | VectorizedPasses)
 
 
 class PassRunner:
