@@ -17,7 +17,9 @@ class Batch:
     targets: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """Answers the batch with its tensors on ``device``."""
+        """Answers the batch with its tensors on ``device``, or itself where they are there."""
+        if self.targets is None and all(tensor.device == device for tensor in tensors_of(self)):
+            return self
         moved = map_tensors(self, lambda tensor: tensor.to(device))
         return replace(moved, targets=None if self.targets is None else self.targets.to(device))
 

@@ -160,7 +160,8 @@ class MCDropout(ModelWrapper):
             targets.append(as_class_targets(batch.targets))
             for part, of_batch in zip(parts, mixture[1:], strict=True):
                 part.append(of_batch, own=True)
-        whole = Mixture(self.num_samples, *(part.tensor() for part in parts))
+        tensors: Any = [part.tensor() for part in parts]
+        whole = Mixture(self.num_samples, *tensors)
         energy = energy_of(whole.logits, single=True) if passes.single and whole.logits is not None else None
         return Prediction.from_mixture(whole, targets=targets.tensor(), energy=energy)
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,8 @@ class PassSeed(ISeedSequence):
         return int(self._words[3] >> np.uint64(1))
 
 
-def pass_seeds(num_passes: int, *numbers: int) -> list[PassSeed]:
+@lru_cache(maxsize=32)
+def pass_seeds(num_passes: int, *numbers: int) -> tuple[PassSeed, ...]:
     """Answers the seeds of passes, which follow from numbers that are not negative; the first do not depend on S."""
     words: Any = seed_sequence(*numbers).generate_state(4 * num_passes, np.uint64)
-    return [PassSeed(row) for row in words.reshape(num_passes, 4)]
+    return tuple(PassSeed(row) for row in words.reshape(num_passes, 4))

@@ -1,5 +1,6 @@
 """What every method answers with: one predictive distribution an input, and the uncertainties that follow from it."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -246,12 +247,13 @@ class Prediction:
             ValueError: a number is not finite.
         """
         probs, log_probs, logits = mixture.probs, mixture.log_probs, mixture.logits
-        if not bool(probs.isfinite().all()) or not (logits is None or bool(logits.isfinite().all())):
+        total = float(probs.sum() if logits is None else probs.sum() + logits.sum())
+        if not math.isfinite(total):
             as_part("logits", logits, probs.shape, like=probs)
             as_distributions("probs", probs)
         # Not through __init__: what follows from finite logits need not be looked at again.
         log_probs = log_probs.clamp(max=0)
-        if bool(probs.amax() > _NEARLY_SURE if len(probs) > 0 else False):
+        if len(probs) > 0 and float(probs.amax()) > _NEARLY_SURE:
             log_probs = sharpened(log_probs)
         return _fill(
             object.__new__(cls),

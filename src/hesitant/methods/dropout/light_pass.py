@@ -1,4 +1,4 @@
-"""One pass of Monte Carlo dropout on a small model, where to look at each operation would take longer than to run it."""
+"""One pass of Monte Carlo dropout on a small model, where to look at each operation takes longer than to run it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,21 +1,17 @@
 """The passes of one call of Monte Carlo dropout: which of them run together, and which one after the other."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hesitant.inputs import Batch, num_inputs, tensors_of
 from hesitant.methods.dropout.dropping_replicas import dropout_layers
-from hesitant.methods.dropout.light_pass import LightPass
 from hesitant.methods.dropout.masks import Masks
-from hesitant.methods.dropout.masks_ahead import MasksAhead
 from hesitant.methods.dropout.replay import OtherCourseError, RecordedPass, ReplayedPasses
 from hesitant.methods.dropout.runner import PassRunner
-from hesitant.methods.dropout.vectorized_passes import VectorizedPasses
-from hesitant.methods.dropout.watched_pass import WatchedPass
+from hesitant.methods.dropout.whole_passes import FEW_AS_ONE, Passes, WholePasses
 from hesitant.methods.outputs import Ending, Outputs, log_probs_of, logits_of, require_kind, require_rows
 from hesitant.methods.random_state import pass_seeds
 from hesitant.methods.temperature import tempered
@@ -31,7 +27,6 @@ _ROUNDING = {False: 2e-3, True: 5e-2}  # of probabilities, in half precision or 
 # So small a model, on so few inputs, is done sooner than it is known what the passes have in common.
 _FEW_NUMBERS = 2**17
 _ROWS_AS_ONE = 1024  # of all passes that run as one
-_FEW_AS_ONE = 3  # passes that take no longer one after the other than as one
 _FEW_PASSES = 16  # that, where they cannot run as one, are over before it is known what they have in common
 
 
@@ -69,7 +64,7 @@ class DropoutPasses:
         self.shared, self.temperature, self.seed, self.device = shared, temperature, seed, device
         self._output: Any = None  # of the last batch's first pass, or its logits alone
         self._runner = PassRunner(model, stochastic_depth=stochastic_depth, outputs=outputs, ending=ending)
-        self._scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+        self._whole = WholePasses(self._runner, model)
         self._outputs: Outputs = outputs
         self._seeds = pass_seeds(num_samples, seed, 0)
         self._verified: set[int] = set()  # numbers of inputs for which passes are known to run together
@@ -101,9 +96,7 @@ class DropoutPasses:
     def output_for(self, batch: Batch) -> Any:
         """Answers what the model answers to the last batch in its first pass, of whatever type that is."""
         if self._output_is_bare:
-            mode = partial(self._alone, MasksAhead(self._seeds[:1]), 0, batch)
-            _, self._output = self._runner.run(mode, batch)
-            self._output_is_bare = False
+            self._output, self._output_is_bare = self._whole.output(self._seeds, batch), False
         return self._output
 
     # ---------------------------------------------------------------- inside
@@ -123,14 +116,15 @@ class DropoutPasses:
     def _untempered(self, batch: Batch) -> Iterator[Tensor]:
         rows = num_inputs(batch)
         small, done = self._is_small(batch), 0
-        if small and not self._scripted and (at_once := min(self.num_samples, _ROWS_AS_ONE // rows)) > _FEW_AS_ONE:
-            for logits in self._apart_from_each_other(batch, rows, 0, at_once, as_one=True):
+        at_once = min(self.num_samples, _ROWS_AS_ONE // rows)
+        if small and self._whole.can_be_one and at_once > FEW_AS_ONE:
+            for logits in self._each_whole(batch, rows, 0, at_once, as_one=True):
                 yield logits
                 done += len(logits)
             if done == self.num_samples:
                 return
         if self._apart or (small and self.num_samples <= _FEW_PASSES):
-            yield from self._apart_from_each_other(batch, rows, 0, _PASSES_AT_ONCE)
+            yield from self._each_whole(batch, rows, 0, _PASSES_AT_ONCE)
             return
         first = self._first(batch, rows)
         logits = logits_of(self._output)
@@ -150,20 +144,14 @@ class DropoutPasses:
                     self._apart = True
                     break
                 size = 1
-        yield from self._apart_from_each_other(batch, rows, done, _PASSES_AT_ONCE)
+        yield from self._each_whole(batch, rows, done, _PASSES_AT_ONCE)
 
     def _is_small(self, batch: Batch) -> bool:
         if self.shared or self.chunk_size or self.num_samples == 1 or self.device.type != "cpu":
             return False
-        numbers = 0
-        for tensors in (tensors_of(batch), self.model.parameters()):
-            for tensor in tensors:
-                numbers += tensor.numel()
-                if numbers > _FEW_NUMBERS:
-                    return False
-        return True
+        return self._runner.num_weights + sum(tensor.numel() for tensor in tensors_of(batch)) <= _FEW_NUMBERS
 
-    def _apart_from_each_other(
+    def _each_whole(
         self, batch: Batch, rows: int, done: int, at_once: int, *, as_one: bool = False
     ) -> Iterator[Tensor]:
         """Gives the logits of the passes that are left, each computed whole.
@@ -176,67 +164,21 @@ class DropoutPasses:
             as_one: Whether these run as one, where they can; where they cannot and are many, nothing is given.
         """
         for start in range(done, self.num_samples, at_once):
-            ahead = MasksAhead(self._seeds[start : start + at_once])
-            outputs: list[Tensor | None] = [None] * len(ahead.seeds)
-            drew = False
+            seeds = self._seeds[start : start + at_once]
+            passes: Passes | None
             if as_one:
-                drew, as_one = self._run_as_one(ahead, batch, outputs, first=start == 0)
-                if start == 0 and outputs[0] is None and self.num_samples > _FEW_PASSES:
+                at_any_rate = start > 0 or self.num_samples <= _FEW_PASSES
+                passes = self._whole.as_one(seeds, batch, rows, at_any_rate=at_any_rate)
+                if passes is None:
                     return
-            for index, known in enumerate(outputs):
-                if known is None:
-                    mode, output = self._runner.run(partial(self._alone, ahead, index, batch), batch)
-                    drew |= mode.drew
-                    outputs[index] = logits_of(output)
-                    if start + index == 0:
-                        self._output = output
-                self._require_rows(cast(Tensor, outputs[index]), rows)
-            found = cast(list[Tensor], outputs)
+            else:
+                passes = self._whole.one_by_one(seeds, batch, rows)
             if start == 0:
-                self._look_at(found[0])
-            logits = self._logits(torch.cat(found), rows, len(found))
-            if start == 0 and (not drew or bool((logits == logits[:1]).all())):
-                self._first(batch, rows)  # raises where no dropout can have a part in the answer
-            yield logits
-
-    def _run_as_one(
-        self, ahead: MasksAhead, batch: Batch, outputs: list[Tensor | None], *, first: bool
-    ) -> tuple[bool, bool]:
-        """Runs passes as one, as far as they go the same way, and puts their logits into ``outputs``.
-
-        Returns:
-            Whether any drew, and whether further ones may run as one.
-        """
-        waiting: Sequence[int] = range(len(outputs))
-        drew = False
-        while len(waiting) > _FEW_AS_ONE:
-
-            def mode() -> VectorizedPasses:
-                return VectorizedPasses(ahead, waiting, partial(self._runner.guarded, batch))
-
-            try:
-                passes, logits = self._runner.run(mode, batch)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # of what cannot run as one; an error of the model's own comes again
-                return drew, False
-            drew |= passes.drew
-            same = set(passes.same)
-            for place, (index, of_pass) in enumerate(zip(waiting, logits.unbind(), strict=True)):
-                if place in same:
-                    outputs[index] = of_pass
-            if first and waiting[0] == 0:
-                self._output, self._output_is_bare = logits[0], passes.structured
-            waiting = [index for place, index in enumerate(waiting) if place not in same]
-            if waiting and len(same) <= _FEW_AS_ONE:
-                return drew, False
-        return drew, True
-
-    def _alone(self, ahead: MasksAhead, index: int, batch: Batch) -> WatchedPass | LightPass:
-        masks = ahead.of(index)
-        if self._scripted:
-            return WatchedPass(masks, self._runner.guarded(batch))
-        return LightPass(masks, partial(self._runner.guarded, batch))
+                self._output, self._output_is_bare = passes.output, passes.bare
+                self._look_at(passes.logits[0])
+                if not passes.drew:
+                    self._first(batch, rows)  # raises where no dropout can have a part in the answer
+            yield self._logits(passes.logits.flatten(0, 1), rows, len(seeds))
 
     def _first(self, batch: Batch, rows: int) -> RecordedPass:
         """Runs the first pass, and requires that its dropout has a part in the answer."""

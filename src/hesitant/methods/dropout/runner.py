@@ -26,11 +26,15 @@ class PassRunner:
         stochastic_depth: Whether whole layers are dropped too.
         outputs: What the model answers.
         ending: What is known of how its code ends; the first pass looks.
+
+    Attributes:
+        num_weights, scripted: Of the model, as of :class:`Replicas`.
     """
 
     def __init__(self, model: nn.Module, *, stochastic_depth: bool, outputs: Outputs, ending: Ending) -> None:
         self._model, self._outputs, self._ending = model, outputs, ending
         self._replicas = dropping_replicas(model, stochastic_depth=stochastic_depth)
+        self.scripted, self.num_weights = self._replicas.scripted, self._replicas.num_weights
         self._copies_inputs = False  # until the model turns out to write to them
         self._last_guarded: tuple[Batch, set[int]] | None = None
 

@@ -6,6 +6,8 @@ together, and the others count for nothing: they run again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from hesitant.methods.dropout.interception import APART, has_rule, intercepted, 
 from hesitant.methods.dropout.masks import Mask, Masks
 from hesitant.methods.dropout.masks_ahead import MasksAhead
 from hesitant.methods.dropout.operations import (
+    KEEPS_STATISTICS,
     Layout,
     draw_otherwise,
     draws,
@@ -25,6 +28,7 @@ from hesitant.methods.dropout.operations import (
     is_dropout,
     is_plain_dropout,
     is_recurrent,
+    schema_can_draw,
     written_by,
 )
 from hesitant.methods.dropout.replay import OtherCourseError
@@ -43,7 +47,7 @@ class VectorizedPasses:
 
     Attributes:
         same: The places, among ``passes``, of those whose answer counts: the first, and what went the same way.
-        drew: Whether any operation drew random numbers.
+        drew, reached: Whether any operation drew random numbers, and whether these reached the logits.
         wrote: As of :class:`WatchedPass`.
         structured: Whether the model answered something else than a tensor.
     """
@@ -54,7 +58,7 @@ class VectorizedPasses:
         self._each: list[Masks] = []
         self._level = -1
         self.same = list(range(len(passes)))
-        self.drew = self.structured = False
+        self.drew = self.reached = self.structured = False
         self.wrote: set[int] = set()
 
     def call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
@@ -68,7 +72,10 @@ class VectorizedPasses:
             with vmap_increment_nesting(len(self._passes), "error") as self._level:
                 output = model(*args, **kwargs)
                 self.structured = not isinstance(output, Tensor)
-                return _functorch._remove_batch_dim(logits_of(output), self._level, len(self._passes), 0)
+                logits = logits_of(output)
+                self.reached = self.drew and _is_several(logits)
+                answer: Tensor = _functorch._remove_batch_dim(logits, self._level, len(self._passes), 0)
+                return answer
 
         return intercepted(self._meet, run, (), {})
 
@@ -76,25 +83,32 @@ class VectorizedPasses:
 
     def _meet(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Answers one operation."""
-        if is_look(func):
+        role = _role(func)
+        if role is _Role.DROPS and args[2] is True and 0 < args[1] <= 1:
+            self._require_own_level(func)
+            return args[0] * self._several(self._masks.noise(args[0], float(args[1])))
+        if role is _Role.LOOKS:
             return self._look(func, args[0])
-        for tensor in written_by(func, args, kwargs):
+        for tensor in (args[0],) if role is _Role.WRITES else written_by(func, args, kwargs):
             memory = address(plain(tensor))
             if memory in self._guarded():
                 self.wrote.add(memory)
                 raise ModelWrittenError
+        if role is _Role.WRITES:
+            return func(*args, **kwargs)
         if not draws(func, args, kwargs):
             if not has_rule(func) and any(_is_several(tensor) for _, tensor in tensors_in(args, kwargs)):
                 raise OtherCourseError(f"{func} is not known for several passes at once")
             return func(*args, **kwargs)
-        if _functorch.maybe_current_level() != self._level or is_recurrent(func):
-            raise OtherCourseError(f"{func} draws within another transform, or for several layers")
-        self.drew = True
-        if is_plain_dropout(func) and not func._schema.is_mutable:
-            return args[0] * self._several(self._masks.noise(args[0], float(args[1])))
+        self._require_own_level(func)
         if is_dropout(func):
             return drop(func, args, kwargs, _MasksOfSeveral(self), Layout())
         return self._draw_each(func, args, kwargs)
+
+    def _require_own_level(self, func: OpOverload) -> None:
+        if _functorch.maybe_current_level() != self._level or is_recurrent(func):
+            raise OtherCourseError(f"{func} draws within another transform, or for several layers")
+        self.drew = True
 
     def _several(self, values: Tensor) -> Tensor:
         """Answers the tensor that is one of these ``(s, ...)`` in each pass."""
@@ -157,6 +171,30 @@ class _MasksOfSeveral(Masks):
         """Answers a mask ``(1, *shape)``, as for a pass alone."""
         kept, keep_rate = self._of._masks.draw(shape, drop_rate, device)
         return Mask(self._of._several(kept.unsqueeze(1)), keep_rate)
+
+
+class _Role(Enum):
+    """What an operation is met for."""
+
+    DROPS = "is F.dropout"
+    LOOKS = "tells a number"
+    WRITES = "writes to its first argument, and does nothing else of these"
+    OTHER = "may do several"
+
+
+@cache
+def _role(func: OpOverload) -> _Role:
+    if is_plain_dropout(func) and not func._schema.is_mutable:
+        return _Role.DROPS
+    if is_look(func):
+        return _Role.LOOKS
+    schema = func._schema
+    if schema_can_draw(schema, func.tags) or schema.name in KEEPS_STATISTICS or not has_rule(func):
+        return _Role.OTHER
+    written = [argument for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
+    if written == schema.arguments[:1] and str(written[0].type) == "Tensor":
+        return _Role.WRITES
+    return _Role.OTHER
 
 
 def _is_several(tensor: Tensor) -> bool:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,8 +17,8 @@ from hesitant.methods.dropout.operations import (
     drop,
     is_dropout,
     is_recurrent,
-    written_by,
     layer_by_layer,
+    written_by,
 )
 from hesitant.methods.operation_calls import address
 
