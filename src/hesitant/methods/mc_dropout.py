@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hesitant.inputs import Batch, as_class_targets, batches
 from hesitant.methods.calibration_digest import calibration_digest
-from hesitant.methods.dropout import DropoutPasses
+from hesitant.methods.dropout import DropoutPasses, OtherDraws
 from hesitant.methods.outputs import Outputs, with_logits
 from hesitant.methods.random_state import require_seed
 from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of
@@ -77,6 +77,7 @@ class MCDropout(ModelWrapper):
             )
         self.num_samples, self.masks, self.chunk_size = num_samples, masks, chunk_size
         self.stochastic_depth = stochastic_depth
+        self.other_draws = OtherDraws()
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Answers the model's output: in eval mode with the logarithm of the mean probabilities for logits."""
@@ -187,6 +188,7 @@ class MCDropout(ModelWrapper):
             stochastic_depth=self.stochastic_depth,
             outputs=self.outputs,
             ending=self.ending,
+            others=self.other_draws,
             temperature=temperature,
             seed=int(seed),
             device=device_of(self),

@@ -8,17 +8,16 @@ that key on for the time of a pass. The manner in which ``torch.vmap`` finds wha
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from enum import Enum
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from hesitant.methods.dropout.operations import KEEPS_STATISTICS, schema_can_draw
+from hesitant.methods.dropout.operations import KEEPS_STATISTICS, is_plain_dropout, schema_can_draw
 
 Answer = TypeVar("Answer")
-Meet = Callable[[OpOverload, tuple[Any, ...], dict[str, Any]], Any]
 
 _KEY_NAME = "TESTING_ONLY_GenericMode"  # which nothing in torch switches on, outside of its tests
 _KEY: Any = torch._C._parse_dispatch_key(_KEY_NAME)
@@ -28,6 +27,51 @@ APART = _KEYS.add(torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode).add(
     torch._C.DispatchKey.FuncTorchDynamicLayerBackMode
 )
 _LOOKS = {"aten::item", "aten::is_nonzero", "aten::_local_scalar_dense"}
+
+
+class Role(Enum):
+    """What an operation is met for."""
+
+    DROPS = "is F.dropout, not in place"
+    LOOKS = "tells Python the number in a tensor"
+    WRITES = "writes to its first argument, and does nothing else of these"
+    OTHER = "may do several, or has no rule for several passes at once"
+
+
+class Met:
+    """An operation that is met.
+
+    Args:
+        func: The operation.
+
+    Attributes:
+        run: Runs it.
+        role: What it is met for.
+        has_rule: Whether ``torch.vmap`` has a rule for it, and needs no loop over the inputs.
+    """
+
+    __slots__ = ("func", "has_rule", "role", "run")
+
+    def __init__(self, func: OpOverload) -> None:
+        self.func = func
+        self.run = func._op
+        self.has_rule = _has_rule(func._name)
+        self.role = self._role()
+
+    def _role(self) -> Role:
+        schema = self.func._schema
+        if is_plain_dropout(self.func) and not schema.is_mutable:
+            return Role.DROPS
+        if schema.name in _LOOKS:
+            return Role.LOOKS
+        if schema_can_draw(schema, self.func.tags) or schema.name in KEEPS_STATISTICS or not self.has_rule:
+            return Role.OTHER
+        written = [argument for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
+        only_first = written == schema.arguments[:1] and str(written[0].type) == "Tensor"
+        return Role.WRITES if only_first else Role.OTHER
+
+
+Meet = Callable[[Met, tuple[Any, ...], dict[str, Any]], Any]
 
 _current = threading.local()
 
@@ -120,27 +164,16 @@ def _has_rule(full_name: str) -> bool:
     return any(torch._C._dispatch_has_kernel_for_dispatch_key(full_name, key) for key in keys)
 
 
-@cache
-def has_rule(func: OpOverload) -> bool:
-    """Answers whether ``torch.vmap`` has a rule for an operation, and needs no loop over the inputs."""
-    return _has_rule(func._name)
-
-
-def is_look(func: OpOverload) -> bool:
-    """Answers whether an operation tells Python the number in a tensor."""
-    return func._schema.name in _LOOKS
-
-
 def _kernel(namespace: str, name: str, overload: str) -> Callable[..., Any]:
     """Answers the kernel of an operation, which is found when it is met: of most that never happens."""
-    found: OpOverload | None = None
+    met: Met | None = None
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        nonlocal found
-        if found is None:
-            found = getattr(getattr(getattr(torch.ops, namespace), name), overload)
+        nonlocal met
+        if met is None:
+            met = Met(getattr(getattr(getattr(torch.ops, namespace), name), overload))
         with torch._C._ExcludeDispatchKeyGuard(_KEYS):
             meet: Meet | None = getattr(_current, "meet", None)
-            return found(*args, **kwargs) if meet is None else meet(found, args, kwargs)
+            return met.run(*args, **kwargs) if meet is None else meet(met, args, kwargs)
 
     return kernel

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from hesitant.methods.dropout.interception import intercepted, plain
+from hesitant.methods.dropout.interception import Met, Role, intercepted, plain
 from hesitant.methods.dropout.masks_ahead import MasksOfSome
 from hesitant.methods.dropout.operations import (
     draw_otherwise,
@@ -15,6 +15,7 @@ from hesitant.methods.dropout.operations import (
     is_dropout,
     is_plain_dropout,
     is_recurrent,
+    layer_by_layer,
     written_by,
 )
 from hesitant.methods.dropout.watched_pass import ModelWrittenError, WatchedPass
@@ -36,7 +37,8 @@ class LightPass:
     """
 
     def __init__(self, masks: MasksOfSome, guarded: Callable[[], set[int]]) -> None:
-        self.masks, self._guarded = masks, guarded
+        self.masks, self._guarded_now = masks, guarded
+        self._guards: set[int] | None = None
         self.drew = False
         self.wrote: set[int] = set()
 
@@ -44,34 +46,50 @@ class LightPass:
         """Answers what the model answers in this pass."""
         return intercepted(self._meet, model, args, kwargs)
 
-    def _meet(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _meet(self, met: Met, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Runs one operation."""
-        self.guard(func, args, kwargs)
+        role = met.role
+        if role is Role.WRITES:
+            self._require_unguarded(args[0])
+            return met.run(*args, **kwargs)
+        if role is Role.LOOKS:
+            return met.run(*args, **kwargs)
+        func = met.func
+        if role is Role.DROPS and args[2] is True and 0 < args[1] <= 1 and not _is_transformed(args[0]):
+            self.drew = True
+            return self.masks.dropped(args[0], float(args[1]))
+        for tensor in written_by(func, args, kwargs):
+            self._require_unguarded(tensor)
         if not draws(func, args, kwargs):
-            return func(*args, **kwargs)
+            return met.run(*args, **kwargs)
         self.drew = True
-        transformed = any(map(_is_transformed, (tensor for _, tensor in tensors_in(args, kwargs))))
-        if is_plain_dropout(func) and not transformed:
-            out = self.masks.dropped(args[0], float(args[1]))
-            return args[0].copy_(out) if func._schema.is_mutable else out
-        if transformed or is_recurrent(func) or is_dropout(func):
+        if any(map(_is_transformed, (tensor for _, tensor in tensors_in(args, kwargs)))):
             return self._watched(func, args, kwargs)
-        return draw_otherwise(func, args, kwargs, self.masks)
+        if is_recurrent(func):
+            return layer_by_layer(func, args, self.masks.dropped)
+        if is_plain_dropout(func):  # in place
+            return args[0].copy_(self.masks.dropped(args[0], float(args[1])))
+        return self._watched(func, args, kwargs) if is_dropout(func) else draw_otherwise(func, args, kwargs, self.masks)
+
+    @property
+    def _guarded(self) -> set[int]:
+        if self._guards is None:
+            self._guards = self._guarded_now()
+        return self._guards
 
     def _watched(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        watch = WatchedPass(self.masks, self._guarded())
+        watch = WatchedPass(self.masks, self._guarded)
         try:
             return watch.call(func, args, kwargs)
         finally:
             self.wrote |= watch.wrote
 
-    def guard(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Raises if the operation is about to write where it may not, as :meth:`WatchedPass.guard` does."""
-        for tensor in written_by(func, args, kwargs):
-            memory = address(plain(tensor))
-            if memory in self._guarded():
-                self.wrote.add(memory)
-                raise ModelWrittenError
+    def _require_unguarded(self, tensor: Tensor) -> None:
+        """Raises where the pass may not write, as :meth:`WatchedPass.guard` does."""
+        memory = address(plain(tensor))
+        if memory in self._guarded:
+            self.wrote.add(memory)
+            raise ModelWrittenError
 
 
 def _is_transformed(tensor: Tensor) -> bool:

@@ -131,12 +131,15 @@ def is_recurrent(func: OpOverload) -> bool:
     return func in _RECURRENT or func in _RECURRENT_PACKED
 
 
-def layer_by_layer(func: OpOverload, args: Sequence[Any]) -> tuple[Tensor, ...]:
+def layer_by_layer(
+    func: OpOverload, args: Sequence[Any], dropped: Callable[[Tensor, float], Tensor] | None = None
+) -> tuple[Tensor, ...]:
     """Answers what a recurrent network does, in operations that each are one layer or one dropout.
 
     Args:
         func: Of those that :func:`is_recurrent` knows.
         args: Its arguments, all of them.
+        dropped: Drops at a rate; None leaves it to torch.
     """
     at = 1 if func in _RECURRENT else 2  # where the state stands: a packed sequence brings the sizes of its batches
     hidden, weights, has_biases, num_layers, drop_rate, _, bidirectional, *rest = args[at:]
@@ -146,7 +149,7 @@ def layer_by_layer(func: OpOverload, args: Sequence[Any]) -> tuple[Tensor, ...]:
     last: list[list[Tensor]] = [[] for _ in states]
     for layer in range(num_layers):
         if layer > 0:
-            x = _aten.dropout.default(x, drop_rate, True)
+            x = _aten.dropout.default(x, drop_rate, True) if dropped is None else dropped(x, drop_rate)
         of_layer = [state.narrow(0, layer * directions, directions) for state in states]
         own = list(weights[layer * per_layer : (layer + 1) * per_layer])
         state = of_layer if several else of_layer[0]
@@ -168,17 +171,21 @@ def draw_otherwise(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, A
         return args[0] * kept.to(args[0].dtype).mul_(1 / mask.keep_rate), kept.bool()
     if kwargs.get("generator") is not None:
         return func(*args, **kwargs)
-    first = next((arg for arg in args if isinstance(arg, Tensor)), None)
-    device = kwargs.get("device") or (torch.device("cpu") if first is None else first.device)
-    generator = masks.generator(torch.device(device))
+    generator = masks.generator(device_of_draw(args, kwargs))
     fill = _LIKE.get(func)
     if fill is not None:
         out = torch.empty_like(args[0], **kwargs)
         return fill(out, *args[1:], generator=generator)
-    taking = _taking_a_generator(func)
+    taking = taking_a_generator(func)
     if taking is None:
         return func(*args, **kwargs)
     return taking(*args, **{**kwargs, "generator": generator})
+
+
+def device_of_draw(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
+    """Answers where an operation draws."""
+    first = next((arg for arg in args if isinstance(arg, Tensor)), None)
+    return torch.device(kwargs.get("device") or (torch.device("cpu") if first is None else first.device))
 
 
 _LIKE: dict[OpOverload, Callable[..., Tensor]] = {
@@ -190,7 +197,7 @@ _LIKE: dict[OpOverload, Callable[..., Tensor]] = {
 
 
 @cache
-def _taking_a_generator(func: OpOverload) -> OpOverload | None:
+def taking_a_generator(func: OpOverload) -> OpOverload | None:
     """Answers the overload of an operation that takes a generator beside its own arguments."""
     names = [argument.name for argument in func._schema.arguments]
     if "generator" in names:

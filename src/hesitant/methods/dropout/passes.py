@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from hesitant.inputs import Batch, num_inputs, tensors_of
 from hesitant.methods.dropout.dropping_replicas import dropout_layers
 from hesitant.methods.dropout.masks import Masks
+from hesitant.methods.dropout.other_draws import OtherDraws
 from hesitant.methods.dropout.replay import OtherCourseError, RecordedPass, ReplayedPasses
 from hesitant.methods.dropout.runner import PassRunner
-from hesitant.methods.dropout.whole_passes import FEW_AS_ONE, Passes, WholePasses
+from hesitant.methods.dropout.whole_passes import FEW_AS_ONE, ROUNDING, Passes, WholePasses
 from hesitant.methods.outputs import Ending, Outputs, log_probs_of, logits_of, require_kind, require_rows
 from hesitant.methods.random_state import pass_seeds
 from hesitant.methods.temperature import tempered
@@ -23,7 +24,6 @@ _BYTES_AT_ONCE = {False: 2**19, True: 8 * 2**20}
 _BYTES_AT_ONCE_ELSEWHERE = 256 * 2**20
 _WORTH_KEEPING = 0.5  # the share of operations from which on passing them over saves more than it costs
 _PASSES_AT_ONCE = 16  # to be averaged together
-_ROUNDING = {False: 2e-3, True: 5e-2}  # of probabilities, in half precision or not: a pass alone and among others
 # So small a model, on so few inputs, is done sooner than it is known what the passes have in common.
 _FEW_NUMBERS = 2**17
 _ROWS_AS_ONE = 1024  # of all passes that run as one
@@ -41,6 +41,7 @@ class DropoutPasses:
         stochastic_depth: Whether whole layers are dropped too.
         outputs: What the model answers.
         ending: What is known of how its code ends; the first pass looks.
+        others: What is known of its draws from other generators than torch's; the first passes look.
         temperature: What divides each pass's logits.
         seed: Of the masks.
         device: Where the model is.
@@ -56,6 +57,7 @@ class DropoutPasses:
         stochastic_depth: bool,
         outputs: Outputs,
         ending: Ending,
+        others: OtherDraws,
         temperature: float,
         seed: int,
         device: torch.device,
@@ -64,7 +66,7 @@ class DropoutPasses:
         self.shared, self.temperature, self.seed, self.device = shared, temperature, seed, device
         self._output: Any = None  # of the last batch's first pass, or its logits alone
         self._runner = PassRunner(model, stochastic_depth=stochastic_depth, outputs=outputs, ending=ending)
-        self._whole = WholePasses(self._runner, model)
+        self._whole = WholePasses(self._runner, model, others)
         self._outputs: Outputs = outputs
         self._seeds = pass_seeds(num_samples, seed, 0)
         self._verified: set[int] = set()  # numbers of inputs for which passes are known to run together
@@ -201,7 +203,7 @@ class DropoutPasses:
             again = list(passes.drawn_by(times - 1))
             company = 2 if times > 2 else 3
             alone, _ = self._further(first, batch, rows, 1, done + times - 1, company=company, again=again)
-            if bool(((alone[0].softmax(-1) - logits[-1].softmax(-1)).abs() > _ROUNDING[self._half]).any()):
+            if bool(((alone[0].softmax(-1) - logits[-1].softmax(-1)).abs() > ROUNDING[self._half]).any()):
                 raise OtherCourseError("the model's answer to an input depends on the others in its batch")
             self._verified.add(rows)
         return logits

@@ -6,8 +6,6 @@ together, and the others count for nothing: they run again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,24 +14,23 @@ from torch._C import _functorch
 from torch._functorch.vmap import vmap_increment_nesting
 from torch._ops import OpOverload
 
-from hesitant.methods.dropout.interception import APART, has_rule, intercepted, is_look, plain
+from hesitant.methods.dropout.interception import APART, Met, Role, intercepted, plain
 from hesitant.methods.dropout.masks import Mask, Masks
 from hesitant.methods.dropout.masks_ahead import MasksAhead
 from hesitant.methods.dropout.operations import (
-    KEEPS_STATISTICS,
     Layout,
+    device_of_draw,
     draw_otherwise,
     draws,
     drop,
     is_dropout,
-    is_plain_dropout,
     is_recurrent,
-    schema_can_draw,
+    taking_a_generator,
     written_by,
 )
 from hesitant.methods.dropout.replay import OtherCourseError
 from hesitant.methods.dropout.watched_pass import ModelWrittenError
-from hesitant.methods.operation_calls import address, map_call, tensors_in
+from hesitant.methods.operation_calls import Place, address, map_call, tensors_in
 from hesitant.methods.outputs import logits_of
 
 
@@ -53,7 +50,8 @@ class VectorizedPasses:
     """
 
     def __init__(self, ahead: MasksAhead, passes: Sequence[int], guarded: Callable[[], set[int]]) -> None:
-        self._ahead, self._passes, self._guarded = ahead, passes, guarded
+        self._ahead, self._passes, self._guarded_now = ahead, passes, guarded
+        self._guards: set[int] | None = None
         self._masks = ahead.of(*passes)
         self._each: list[Masks] = []
         self._level = -1
@@ -81,27 +79,37 @@ class VectorizedPasses:
 
     # ---------------------------------------------------------------- inside
 
-    def _meet(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    @property
+    def _guarded(self) -> set[int]:
+        if self._guards is None:
+            self._guards = self._guarded_now()
+        return self._guards
+
+    def _meet(self, met: Met, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Answers one operation."""
-        role = _role(func)
-        if role is _Role.DROPS and args[2] is True and 0 < args[1] <= 1:
+        role, func = met.role, met.func
+        if role is Role.DROPS and args[2] is True and 0 < args[1] <= 1:
             self._require_own_level(func)
             return args[0] * self._several(self._masks.noise(args[0], float(args[1])))
-        if role is _Role.LOOKS:
+        if role is Role.LOOKS:
             return self._look(func, args[0])
-        for tensor in (args[0],) if role is _Role.WRITES else written_by(func, args, kwargs):
+        for tensor in (args[0],) if role is Role.WRITES else written_by(func, args, kwargs):
             memory = address(plain(tensor))
-            if memory in self._guarded():
+            if memory in self._guarded:
                 self.wrote.add(memory)
                 raise ModelWrittenError
-        if role is _Role.WRITES:
-            return func(*args, **kwargs)
+            if not _is_several(tensor) and any(map(_is_several, args[1:])):  # sooner than functorch would say so
+                raise OtherCourseError(f"{func} would write to what is the same in all passes")
+        if role is Role.WRITES:
+            return met.run(*args, **kwargs)
         if not draws(func, args, kwargs):
-            if not has_rule(func) and any(_is_several(tensor) for _, tensor in tensors_in(args, kwargs)):
+            if not met.has_rule and any(_is_several(tensor) for _, tensor in tensors_in(args, kwargs)):
                 raise OtherCourseError(f"{func} is not known for several passes at once")
             return func(*args, **kwargs)
         self._require_own_level(func)
         if is_dropout(func):
+            if func._schema.is_mutable and not _is_several(args[0]):
+                raise OtherCourseError(f"{func} drops in a tensor that is the same in all passes")
             return drop(func, args, kwargs, _MasksOfSeveral(self), Layout())
         return self._draw_each(func, args, kwargs)
 
@@ -149,16 +157,33 @@ class VectorizedPasses:
             if func._schema.is_mutable and values.get((0, -1)) is None:
                 raise OtherCourseError(f"{func} draws into a tensor that is the same in all passes")
 
-            def of_pass(index: int) -> Any:
-                own, named = map_call(args, kwargs, lambda at, x: x if (v := values[at]) is None else v[index])
-                return draw_otherwise(func, own, named, self._each[index])
-
-            answers = [of_pass(index) for index in range(len(self._passes))]
+            taking = taking_a_generator(func)
+            if taking is not None and not any(value is not None for value in values.values()):
+                device = device_of_draw(args, kwargs)
+                answers = [taking(*args, **{**kwargs, "generator": one.generator(device)}) for one in self._each]
+            else:
+                answers = [self._draw_one(func, args, kwargs, values, index) for index in range(len(self._each))]
             if func._schema.is_mutable:
                 return args[0]
             if isinstance(answers[0], tuple):
                 return tuple(self._several(torch.stack(part)) for part in zip(*answers, strict=True))
             return self._several(torch.stack(answers))
+
+    def _draw_one(
+        self,
+        func: OpOverload,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        values: Mapping[Place, Tensor | None],
+        index: int,
+    ) -> Any:
+        """Answers an operation in one of the passes, of tensors that are ``values`` in each, or the same in all."""
+
+        def own(place: Place, tensor: Tensor) -> Tensor:
+            value = values[place]
+            return tensor if value is None else value[index]
+
+        return draw_otherwise(func, *map_call(args, kwargs, own), self._each[index])
 
 
 class _MasksOfSeveral(Masks):
@@ -173,29 +198,5 @@ class _MasksOfSeveral(Masks):
         return Mask(self._of._several(kept.unsqueeze(1)), keep_rate)
 
 
-class _Role(Enum):
-    """What an operation is met for."""
-
-    DROPS = "is F.dropout"
-    LOOKS = "tells a number"
-    WRITES = "writes to its first argument, and does nothing else of these"
-    OTHER = "may do several"
-
-
-@cache
-def _role(func: OpOverload) -> _Role:
-    if is_plain_dropout(func) and not func._schema.is_mutable:
-        return _Role.DROPS
-    if is_look(func):
-        return _Role.LOOKS
-    schema = func._schema
-    if schema_can_draw(schema, func.tags) or schema.name in KEEPS_STATISTICS or not has_rule(func):
-        return _Role.OTHER
-    written = [argument for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
-    if written == schema.arguments[:1] and str(written[0].type) == "Tensor":
-        return _Role.WRITES
-    return _Role.OTHER
-
-
-def _is_several(tensor: Tensor) -> bool:
-    return _functorch.is_functorch_wrapped_tensor(tensor)
+def _is_several(value: Any) -> bool:
+    return isinstance(value, Tensor) and _functorch.is_functorch_wrapped_tensor(value)

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from hesitant.inputs import Batch
 from hesitant.methods.dropout.light_pass import LightPass
 from hesitant.methods.dropout.masks_ahead import MasksAhead
+from hesitant.methods.dropout.other_draws import OtherDraws, Suspicion
 from hesitant.methods.dropout.runner import PassRunner
 from hesitant.methods.dropout.vectorized_passes import VectorizedPasses
 from hesitant.methods.dropout.watched_pass import WatchedPass
 from hesitant.methods.outputs import logits_of, require_rows
 from hesitant.methods.random_state import PassSeed
 
+ROUNDING = {False: 2e-3, True: 5e-2}  # of probabilities, in half precision or not: a pass alone and among others
 FEW_AS_ONE = 3  # passes that take no longer one after the other than as one
 
 
@@ -41,11 +43,15 @@ class WholePasses:
     Args:
         runner: Runs the model.
         model: What runs.
+        others: What is known of its draws from other generators; the first passes that run as one look.
+
+    Attributes:
+        can_be_one: Whether passes may run as one, until they turn out not to.
     """
 
-    def __init__(self, runner: PassRunner, model: nn.Module) -> None:
-        self._runner, self._model = runner, model
-        self.can_be_one = not runner.scripted  # until passes turn out not to run as one
+    def __init__(self, runner: PassRunner, model: nn.Module, others: OtherDraws) -> None:
+        self._runner, self._model, self._others = runner, model, others
+        self.can_be_one = not runner.scripted and not others.found
 
     def one_by_one(self, seeds: Sequence[PassSeed], batch: Batch, rows: int) -> Passes:
         """Answers the passes of these seeds, which have run one after the other."""
@@ -64,12 +70,18 @@ class WholePasses:
         known: dict[int, Tensor] = {}
         waiting: Sequence[int] = range(len(seeds))
         first: Passes | None = None
+        suspicion = None if self._others.known else Suspicion(self._model)
         while self.can_be_one and len(waiting) > FEW_AS_ONE:
             run = self._run_as_one(ahead, waiting, batch)
             if run is None:
                 break
             passes, logits = run
             require_rows(logits[0], rows, self._model)
+            if suspicion is not None and suspicion.holds() and not self._alike(ahead, logits[0], batch):
+                self._others.known = self._others.found = True
+                self.can_be_one = False
+                break
+            self._others.known, suspicion = True, None
             first = first or Passes(logits, logits[0], passes.structured, passes.reached)
             if len(passes.same) == len(seeds):
                 return first
@@ -99,6 +111,11 @@ class WholePasses:
         except Exception:  # of what cannot run as one; an error of the model's own comes again
             self.can_be_one = False
             return None
+
+    def _alike(self, ahead: MasksAhead, logits: Tensor, batch: Batch) -> bool:
+        """Answers whether the first pass answers by itself what it answered among others."""
+        alone = logits_of(self._runner.run(partial(self._alone, ahead, 0, batch), batch)[1])
+        return bool(((alone.softmax(-1) - logits.softmax(-1)).abs() <= ROUNDING[logits.dtype.itemsize < 4]).all())
 
     def _completed(
         self, ahead: MasksAhead, batch: Batch, rows: int, known: dict[int, Tensor], first: Passes | None
