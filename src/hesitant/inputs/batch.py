@@ -28,7 +28,7 @@ class Batch:
         """B, that of the targets or else of the tensors; None where these are of several lengths, as of a graph."""
         if self.targets is not None and self.targets.ndim > 0:
             return len(self.targets)
-        lengths = {len(tensor) for tensor in _tensors((self.args, self.kwargs)) if tensor.ndim > 0}
+        lengths = {tensor.shape[0] for tensor in _tensors((self.args, self.kwargs)) if tensor.ndim > 0}
         return lengths.pop() if len(lengths) == 1 else None
 
     @property

@@ -217,7 +217,7 @@ class Gathered:
             self._missing += 1
             return
         if own and self._storage is None:
-            self._storage, self._length = batch, len(batch)
+            self._storage, self._length = batch, batch.shape[0]
             return
         needed = self._length + len(batch)
         if self._storage is None or needed > len(self._storage):

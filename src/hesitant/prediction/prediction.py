@@ -253,7 +253,7 @@ class Prediction:
             as_distributions("probs", probs)
         # Not through __init__: what follows from finite logits need not be looked at again.
         log_probs = log_probs.clamp(max=0)
-        if len(probs) > 0 and float(probs.amax()) > _NEARLY_SURE:
+        if probs.shape[0] > 0 and float(probs.amax()) > _NEARLY_SURE:
             log_probs = sharpened(log_probs)
         return _fill(
             object.__new__(cls),

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from hesitant.methods.dropout.operations import KEEPS_STATISTICS, is_plain_dropout, schema_can_draw
+from hesitant.methods.dropout.operations import (
+    KEEPS_STATISTICS,
+    attends,
+    is_dropout,
+    is_plain_dropout,
+    schema_can_draw,
+)
 
 Answer = TypeVar("Answer")
 
@@ -47,7 +53,9 @@ class Met:
     Attributes:
         run: Runs it.
         role: What it is met for.
-        has_rule: Whether ``torch.vmap`` has a rule for it, and needs no loop over the inputs.
+        has_rule: Whether ``torch.vmap`` has a rule for it, so that it needs neither a loop over the inputs, nor rules
+            for operations that it consists of, which are not met. A norm in eval mode and a dropout that does not drop
+            are known to be fine.
     """
 
     __slots__ = ("func", "has_rule", "role", "run")
@@ -55,7 +63,8 @@ class Met:
     def __init__(self, func: OpOverload) -> None:
         self.func = func
         self.run = func._op
-        self.has_rule = _has_rule(func._name)
+        idle = func._schema.name in KEEPS_STATISTICS or (is_dropout(func) and not attends(func))
+        self.has_rule = idle or _has(func._name, "FuncTorchBatched")
         self.role = self._role()
 
     def _role(self) -> Role:
@@ -154,13 +163,14 @@ def _is_met(name: str, overload: str) -> bool:
         return True
     _, _, tags = torch._C._get_operation_overload(name, overload)
     takes_tensors = any("Tensor" in str(argument.type) for argument in schema.arguments)
-    ruled = not takes_tensors or _has_rule(f"{name}.{overload}" if overload else name)
+    ruled = not takes_tensors or _has(f"{name}.{overload}" if overload else name, *_RULES)
     return not ruled or schema_can_draw(schema, tags)
 
 
-def _has_rule(full_name: str) -> bool:
-    """Whether ``torch.vmap`` has a rule for an operation, or one for each that it consists of."""
-    keys = ("FuncTorchBatched", "FuncTorchBatchedDecomposition", "CompositeImplicitAutograd")
+_RULES = ("FuncTorchBatched", "FuncTorchBatchedDecomposition", "CompositeImplicitAutograd")
+
+
+def _has(full_name: str, *keys: str) -> bool:
     return any(torch._C._dispatch_has_kernel_for_dispatch_key(full_name, key) for key in keys)
 
 

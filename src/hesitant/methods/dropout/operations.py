@@ -107,6 +107,26 @@ def is_plain_dropout(func: OpOverload) -> bool:
     return func in _PLAIN
 
 
+def attends(func: OpOverload) -> bool:
+    """Answers whether the operation is scaled dot-product attention; see :func:`attention_in_parts`."""
+    return func is _ATTENTION
+
+
+def attention_in_parts(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> Tensor:
+    """Answers scaled dot-product attention, in operations that ``torch.vmap`` has rules for."""
+    attend = _aten._scaled_dot_product_attention_math.default
+    answer: Tensor = attend(query, key, value, attn_mask, dropout_p, is_causal, None, **options)[0]
+    return answer
+
+
 def takes_repeated(func: OpOverload) -> bool:
     """Answers whether the first argument of :func:`drop` may be a :class:`Repeated`, which saves the copies."""
     return func in _DROPOUTS and not func._schema.is_mutable

@@ -19,6 +19,8 @@ from hesitant.methods.dropout.masks import Mask, Masks
 from hesitant.methods.dropout.masks_ahead import MasksAhead
 from hesitant.methods.dropout.operations import (
     Layout,
+    attends,
+    attention_in_parts,
     device_of_draw,
     draw_otherwise,
     draws,
@@ -103,9 +105,11 @@ class VectorizedPasses:
         if role is Role.WRITES:
             return met.run(*args, **kwargs)
         if not draws(func, args, kwargs):
-            if not met.has_rule and any(_is_several(tensor) for _, tensor in tensors_in(args, kwargs)):
-                raise OtherCourseError(f"{func} is not known for several passes at once")
-            return func(*args, **kwargs)
+            if met.has_rule or not any(_is_several(tensor) for _, tensor in tensors_in(args, kwargs)):
+                return met.run(*args, **kwargs)
+            if attends(func):
+                return attention_in_parts(*args, **kwargs)
+            raise OtherCourseError(f"{func} is not known for several passes at once")
         self._require_own_level(func)
         if is_dropout(func):
             if func._schema.is_mutable and not _is_several(args[0]):
