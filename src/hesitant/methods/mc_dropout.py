@@ -13,7 +13,7 @@ from hesitant.methods.outputs import Outputs, with_logits
 from hesitant.methods.random_state import require_seed
 from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of
 from hesitant.nn import run_eagerly
-from hesitant.prediction import Mixture, Prediction, energy_of
+from hesitant.prediction import Mixture, Prediction, energy_of, prediction_from_mixture
 
 
 class MCDropout(ModelWrapper):
@@ -164,7 +164,7 @@ class MCDropout(ModelWrapper):
         tensors: Any = [part.tensor() for part in parts]
         whole = Mixture(self.num_samples, *tensors)
         energy = energy_of(whole.logits, single=True) if passes.single and whole.logits is not None else None
-        return Prediction.from_mixture(whole, targets=targets.tensor(), energy=energy)
+        return prediction_from_mixture(whole, targets=targets.tensor(), energy=energy)
 
     def samples(self, given: Iterable[Batch], *, temperature: float, seed: int, log: bool) -> Tensor:
         """Answers :meth:`predict_samples` at a temperature, the method's own and those around it together."""

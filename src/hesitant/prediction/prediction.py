@@ -1,6 +1,5 @@
 """What every method answers with: one predictive distribution an input, and the uncertainties that follow from it."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas
     from numpy.typing import ArrayLike
-
-__all__ = ["Prediction", "UnavailableError"]
-
-_NEARLY_SURE = 0.99  # below, no logarithm is sharpened
 
 
 @dataclass(frozen=True, slots=True, init=False, eq=False, repr=False)
@@ -109,7 +104,7 @@ class Prediction:
         if rows.dim() != 2:
             raise ValueError(f"probs has shape {tuple(rows.shape)}, expected (B, C): for (S, B, C) use from_samples")
         per_class = rows.shape
-        _fill(
+        filled(
             self,
             probs=rows,
             log_probs=exact_log(rows) if log_probs is None else as_log_probs("log_probs", log_probs, rows),
@@ -174,7 +169,7 @@ class Prediction:
         logit_variance = as_part("logit_variance", logit_variance, shape, like=logits, minimum=0.0)
         # Not through __init__: what is made of finite logits need not be looked at again.
         probs = torch.softmax(logits, dim=-1)
-        return _fill(
+        return filled(
             object.__new__(cls),
             probs=probs,
             log_probs=sharpened(torch.log_softmax(logits, dim=-1)),
@@ -229,45 +224,6 @@ class Prediction:
             logit_variance=logit_variance,
             expected_entropy=mixture.expected_entropy,
             class_std=mixture.class_std,
-        )
-
-    @classmethod
-    def from_mixture(
-        cls, mixture: Mixture, *, targets: "Tensor | ArrayLike | None" = None, energy: Tensor | None = None
-    ) -> "Prediction":
-        """The prediction of a mixture, whose logits are those of the mixture.
-
-        Args:
-            mixture: of distributions that are known to be some, as `Mixture.of_passes` makes it of finite logits.
-            targets: `(B,)` integers in [0, C).
-            energy: `(B,)`, where it is not that of the logits.
-
-        Raises:
-            TypeError: `targets` do not hold integers.
-            ValueError: a number is not finite.
-        """
-        probs, log_probs, logits = mixture.probs, mixture.log_probs, mixture.logits
-        total = float(probs.sum() if logits is None else probs.sum() + logits.sum())
-        if not math.isfinite(total):
-            as_part("logits", logits, probs.shape, like=probs)
-            as_distributions("probs", probs)
-        # Not through __init__: what follows from finite logits need not be looked at again.
-        log_probs = log_probs.clamp(max=0)
-        if probs.shape[0] > 0 and float(probs.amax()) > _NEARLY_SURE:
-            log_probs = sharpened(log_probs)
-        return _fill(
-            object.__new__(cls),
-            probs=probs.clamp(0, 1),
-            log_probs=log_probs,
-            targets=None if targets is None else as_class_indices("targets", targets, probs),
-            calibration=None,
-            _logits=logits,
-            _energy=energy,
-            _ood_score=None,
-            _logit_variance=None,
-            _expected_entropy=mixture.expected_entropy,
-            _class_std=mixture.class_std,
-            _split_unavailable=None,
         )
 
     @property
@@ -480,13 +436,14 @@ class Prediction:
     def _replace(self, **changes: Tensor | str | None) -> "Prediction":
         # Not through __init__: rows that have been checked once need not be checked again.
         values = {name: getattr(self, name) for name in (*_TENSORS, "calibration", "_split_unavailable")} | changes
-        return _fill(object.__new__(Prediction), **values)
+        return filled(object.__new__(Prediction), **values)
 
 
 _TENSORS = tuple(field.name for field in fields(Prediction) if field.name not in ("calibration", "_split_unavailable"))
 
 
-def _fill(prediction: Prediction, **values: Tensor | str | None) -> Prediction:
+def filled(prediction: Prediction, **values: Tensor | str | None) -> Prediction:
+    """`prediction` with these values, of all its fields, whatever they are."""
     for name, value in values.items():
         object.__setattr__(prediction, name, value)
     return prediction

@@ -133,12 +133,14 @@ class _Kernels:
         if seen == self._seen:
             return
         with self._lock:
-            if not self._libraries:
+            # Whoever interrupts this leaves it to be gone on with.
+            if not torch._C._dispatch_has_backend_fallback(_KEY):
                 self._library("_").fallback_fallthrough(_KEY_NAME)
             for full_name in torch._C._dispatch_get_all_op_names():
                 if full_name not in self._known:
+                    if not _has(full_name, _KEY_NAME):
+                        self._register(full_name)
                     self._known.add(full_name)
-                    self._register(full_name)
             self._seen = seen
 
     def _register(self, full_name: str) -> None:
