@@ -46,7 +46,7 @@ class Masks:
     def generator(self, device: torch.device) -> torch.Generator:
         """Answers what draws on a device whatever is no dropout mask: of all passes together."""
         if device not in self._others:
-            self._others[device] = torch.Generator(device).manual_seed(_device_seed(self._seeds[0]) ^ 1)
+            self._others[device] = generator_of(self._seeds[0], device)
         return self._others[device]
 
     def draw(self, shape: Sequence[int], drop_rate: float, device: torch.device) -> Mask:
@@ -82,6 +82,11 @@ class Masks:
         for generator, row in zip(self._generators, kept, strict=True):
             row.bernoulli_(1 - drop_rate, generator=generator)
         return Mask(kept, 1 - drop_rate)
+
+
+def generator_of(seed: tuple[int, ...] | PassSeed, device: torch.device) -> torch.Generator:
+    """Answers what draws on a device whatever is no dropout mask, of a pass or of several from this one on."""
+    return torch.Generator(device).manual_seed(_device_seed(seed) ^ 1)
 
 
 def _device_seed(seed: tuple[int, ...] | PassSeed) -> int:

@@ -23,7 +23,7 @@ class MasksAhead:
 
     def __init__(self, seeds: "Sequence[tuple[int, ...] | PassSeed]") -> None:
         self.seeds = seeds
-        self._masks = Masks(seeds)
+        self._masks: Masks | None = None
         self._asked: list[_Asked] = []
         self._kept: list[Mask] = []
         self._noise: dict[tuple[int, torch.dtype], Tensor] = {}
@@ -41,6 +41,7 @@ class MasksAhead:
         if math.prod(asked[0]) * len(self.seeds) > _MOST_AHEAD:
             return None
         if draw == len(self._asked):
+            self._masks = self._masks or Masks(self.seeds)
             self._kept.append(self._masks.draw(*asked))
             self._asked.append(asked)
         return self._kept[draw] if self._asked[draw] == asked else None

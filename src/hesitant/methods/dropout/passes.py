@@ -26,7 +26,8 @@ _WORTH_KEEPING = 0.5  # the share of operations from which on passing them over 
 _PASSES_AT_ONCE = 16  # to be averaged together
 # So small a model, on so few inputs, is done sooner than it is known what the passes have in common.
 _FEW_NUMBERS = 2**17
-_ROWS_AS_ONE = 1024  # of all passes that run as one
+_ROWS_AS_ONE = 4096  # of all passes that run as one
+_NUMBERS_AS_ONE = 2**18  # of their inputs: the activations of an image model are some hundred times as many
 _FEW_PASSES = 16  # that, where they cannot run as one, are over before it is known what they have in common
 
 
@@ -118,8 +119,8 @@ class DropoutPasses:
     def _untempered(self, batch: Batch) -> Iterator[Tensor]:
         rows = num_inputs(batch)
         small, done = self._is_small(batch), 0
-        at_once = min(self.num_samples, _ROWS_AS_ONE // rows)
-        if small and self._whole.can_be_one and at_once > FEW_AS_ONE:
+        at_once = self._passes_as_one(batch, rows) if small and self._whole.can_be_one else 1
+        if at_once > FEW_AS_ONE:
             for logits in self._each_whole(batch, rows, 0, at_once, as_one=True):
                 yield logits
                 done += len(logits)
@@ -152,6 +153,10 @@ class DropoutPasses:
         if self.shared or self.chunk_size or self.num_samples == 1 or self.device.type != "cpu":
             return False
         return self._runner.num_weights + sum(tensor.numel() for tensor in tensors_of(batch)) <= _FEW_NUMBERS
+
+    def _passes_as_one(self, batch: Batch, rows: int) -> int:
+        numbers = sum(tensor.numel() for tensor in tensors_of(batch))
+        return min(self.num_samples, _ROWS_AS_ONE // max(1, rows), _NUMBERS_AS_ONE // max(1, numbers))
 
     def _each_whole(
         self, batch: Batch, rows: int, done: int, at_once: int, *, as_one: bool = False

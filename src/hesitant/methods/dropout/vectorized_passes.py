@@ -164,7 +164,9 @@ class VectorizedPasses:
             taking = taking_a_generator(func)
             if taking is not None and not any(value is not None for value in values.values()):
                 device = device_of_draw(args, kwargs)
-                answers = [taking(*args, **{**kwargs, "generator": one.generator(device)}) for one in self._each]
+                draw, named = taking._op, dict(kwargs)
+                named.pop("generator", None)
+                answers = [draw(*args, **named, generator=masks.generator(device)) for masks in self._each]
             else:
                 answers = [self._draw_one(func, args, kwargs, values, index) for index in range(len(self._each))]
             if func._schema.is_mutable:

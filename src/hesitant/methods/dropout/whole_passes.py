@@ -19,6 +19,7 @@ from hesitant.methods.random_state import PassSeed
 
 ROUNDING = {False: 2e-3, True: 5e-2}  # of probabilities, in half precision or not: a pass alone and among others
 FEW_AS_ONE = 3  # passes that take no longer one after the other than as one
+_POOR = 2  # runs in a row of which so few went the same way, after which no more are tried
 
 
 class Passes(NamedTuple):
@@ -70,6 +71,7 @@ class WholePasses:
         known: dict[int, Tensor] = {}
         waiting: Sequence[int] = range(len(seeds))
         first: Passes | None = None
+        poor = 0
         suspicion = None if self._others.known else Suspicion(self._model)
         while self.can_be_one and len(waiting) > FEW_AS_ONE:
             run = self._run_as_one(ahead, waiting, batch)
@@ -87,7 +89,8 @@ class WholePasses:
                 return first
             known |= {waiting[place]: logits[place] for place in passes.same}
             waiting = [index for index in waiting if index not in known]
-            self.can_be_one = not waiting or len(passes.same) > FEW_AS_ONE
+            poor = poor + 1 if waiting and len(passes.same) <= FEW_AS_ONE else 0
+            self.can_be_one = poor < _POOR
         if first is None and not at_any_rate:
             return None
         return self._completed(ahead, batch, rows, known, first)
