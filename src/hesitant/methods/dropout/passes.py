@@ -26,6 +26,7 @@ _WORTH_KEEPING = 0.5  # the share of operations from which on passing them over 
 _PASSES_AT_ONCE = 16  # to be averaged together
 # So small a model, on so few inputs, is done sooner than it is known what the passes have in common.
 _FEW_NUMBERS = 2**17
+_TINY = 2**13  # weights of a model whose every pass is over sooner than it is known what they have in common
 _ROWS_AS_ONE = 4096  # of all passes that run as one
 _NUMBERS_AS_ONE = 2**18  # of their inputs: the activations of an image model are some hundred times as many
 _FEW_PASSES = 16  # that, where they cannot run as one, are over before it is known what they have in common
@@ -156,7 +157,10 @@ class DropoutPasses:
 
     def _passes_as_one(self, batch: Batch, rows: int) -> int:
         numbers = sum(tensor.numel() for tensor in tensors_of(batch))
-        return min(self.num_samples, _ROWS_AS_ONE // max(1, rows), _NUMBERS_AS_ONE // max(1, numbers))
+        at_once = min(self.num_samples, _ROWS_AS_ONE // max(1, rows), _NUMBERS_AS_ONE // max(1, numbers))
+        # Each such run computes what no dropout reaches: in several, a larger model would do so several times.
+        several = self._runner.num_weights <= _TINY or self.num_samples <= _FEW_PASSES
+        return at_once if several or at_once == self.num_samples else 1
 
     def _each_whole(
         self, batch: Batch, rows: int, done: int, at_once: int, *, as_one: bool = False
