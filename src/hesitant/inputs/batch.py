@@ -17,7 +17,9 @@ class Batch:
     targets: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """Answers the batch with its tensors on ``device``."""
+        """Answers the batch with its tensors on ``device``, or itself where they are there."""
+        if self.targets is None and all(tensor.device == device for tensor in tensors_of(self)):
+            return self
         moved = map_tensors(self, lambda tensor: tensor.to(device))
         return replace(moved, targets=None if self.targets is None else self.targets.to(device))
 
@@ -26,7 +28,7 @@ class Batch:
         """B, that of the targets or else of the tensors; None where these are of several lengths, as of a graph."""
         if self.targets is not None and self.targets.ndim > 0:
             return len(self.targets)
-        lengths = {len(tensor) for tensor in _tensors((self.args, self.kwargs)) if tensor.ndim > 0}
+        lengths = {tensor.shape[0] for tensor in _tensors((self.args, self.kwargs)) if tensor.ndim > 0}
         return lengths.pop() if len(lengths) == 1 else None
 
     @property

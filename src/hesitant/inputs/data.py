@@ -48,7 +48,7 @@ class Rows:
             return tensor.index_select(0, chosen.to(tensor.device).flatten()).unflatten(0, chosen.shape)
 
         def rows(tensor: Tensor) -> Tensor:
-            return picked(tensor) if tensor.ndim > 0 and len(tensor) == self.length else tensor
+            return picked(tensor) if tensor.ndim > 0 and tensor.shape[0] == self.length else tensor
 
         whole = self.whole
         targets = None if whole.targets is None else picked(whole.targets)
@@ -221,7 +221,7 @@ def _rows(data: Any) -> Rows:
             if value.ndim == 0 and name.startswith("inputs"):
                 raise ValueError(f"{name} is a tensor without axes: expected the inputs along the first axis.")
             if value.ndim > 0:
-                lengths[name] = len(value)
+                lengths[name] = value.shape[0]
     if not lengths:
         raise TypeError(f"data is a {type(data).__name__} without a tensor: {_ACCEPTED}.")
     if len(set(lengths.values())) != 1:

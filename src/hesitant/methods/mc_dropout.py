@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from hesitant.inputs import Batch, as_class_targets, batches
 from hesitant.methods.calibration_digest import calibration_digest
-from hesitant.methods.dropout import DropoutPasses
+from hesitant.methods.dropout import DropoutPasses, OtherDraws
 from hesitant.methods.outputs import Outputs, with_logits
 from hesitant.methods.random_state import require_seed
 from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of
 from hesitant.nn import run_eagerly
-from hesitant.prediction import Prediction, energy_of
+from hesitant.prediction import Mixture, Prediction, energy_of, prediction_from_mixture
 
 
 class MCDropout(ModelWrapper):
@@ -77,6 +77,7 @@ class MCDropout(ModelWrapper):
             )
         self.num_samples, self.masks, self.chunk_size = num_samples, masks, chunk_size
         self.stochastic_depth = stochastic_depth
+        self.other_draws = OtherDraws()
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Answers the model's output: in eval mode with the logarithm of the mean probabilities for logits."""
@@ -100,7 +101,7 @@ class MCDropout(ModelWrapper):
         passes, batch = self._passes(seed, temperature), Batch(args, kwargs)
         with torch.no_grad():
             mixture = passes.mixture(batch, 0)
-        return with_logits(passes.output, mixture.log_probs, kwargs.get("labels"))
+        return with_logits(passes.output_for(batch), mixture.log_probs, kwargs.get("labels"))
 
     def predict(self, inputs: Any, *, seed: int = 0, batch_size: int | None = None) -> Prediction:
         """Answers the Prediction for inputs of any length, in batches.
@@ -152,28 +153,18 @@ class MCDropout(ModelWrapper):
     def answer(self, given: Iterable[Batch], *, temperature: float, seed: int) -> Prediction:
         """Answers :meth:`predict` at a temperature, the method's own and those around it together."""
         passes = self._passes(seed, temperature)
-        targets, probs, log_probs, entropies, deviations, logits = (Gathered() for _ in range(6))
+        targets, *parts = (Gathered() for _ in range(6))
         for position, batch in enumerate(given):
             moved = batch.to(passes.device)
             with torch.no_grad():
                 mixture = passes.mixture(moved, position)
             targets.append(as_class_targets(batch.targets))
-            probs.append(mixture.probs)
-            log_probs.append(mixture.log_probs)
-            entropies.append(mixture.expected_entropy)
-            deviations.append(mixture.class_std)
-            logits.append(mixture.logits)
-        mean, mean_logits = probs.tensor(), logits.tensor()
-        assert mean is not None
-        return Prediction(
-            mean,
-            targets=targets.tensor(),
-            log_probs=log_probs.tensor(),
-            logits=mean_logits,
-            energy=None if mean_logits is None else energy_of(mean_logits, single=passes.single),
-            expected_entropy=entropies.tensor(),
-            class_std=deviations.tensor(),
-        )
+            for part, of_batch in zip(parts, mixture[1:], strict=True):
+                part.append(of_batch, own=True)
+        tensors: Any = [part.tensor() for part in parts]
+        whole = Mixture(self.num_samples, *tensors)
+        energy = energy_of(whole.logits, single=True) if passes.single and whole.logits is not None else None
+        return prediction_from_mixture(whole, targets=targets.tensor(), energy=energy)
 
     def samples(self, given: Iterable[Batch], *, temperature: float, seed: int, log: bool) -> Tensor:
         """Answers :meth:`predict_samples` at a temperature, the method's own and those around it together."""
@@ -197,6 +188,7 @@ class MCDropout(ModelWrapper):
             stochastic_depth=self.stochastic_depth,
             outputs=self.outputs,
             ending=self.ending,
+            others=self.other_draws,
             temperature=temperature,
             seed=int(seed),
             device=device_of(self),

@@ -91,7 +91,7 @@ def require_rows(logits: Tensor, num_inputs: int | None, model: Any) -> Tensor:
     Raises:
         ValueError: They are not.
     """
-    if logits.ndim in (1, 2) and logits.shape[-1] > 0 and num_inputs in (None, len(logits)):
+    if logits.ndim in (1, 2) and logits.shape[-1] > 0 and num_inputs in (None, logits.shape[0]):
         return logits
     advice = "expected one row for each input, (B, C), or (B, 1) or (B,) for a binary model"
     if num_inputs == 1 and logits.ndim < 2:
@@ -127,15 +127,16 @@ def require_kind(output: Tensor, outputs: Outputs, model: Any) -> None:
     Raises:
         ValueError: Logits that are all near a distribution, or probabilities that are none.
     """
-    if len(output) == 0:
+    rows = output.shape[0]
+    if rows == 0:
         return
     single = output.ndim == 1 or output.shape[-1] == 1
     if outputs == "logits":
-        if single or len(output) < _ENOUGH_ROWS or bool(output.amin() < -_NEAR):
+        if single or rows < _ENOUGH_ROWS or bool(output.amin() < -_NEAR):
             return
         if bool(((output.double().sum(-1) - 1).abs() <= _NEAR).all()):
             raise ValueError(
-                f"all {len(output)} rows that {type(model).__name__} answers are near a distribution over the classes:"
+                f"all {rows} rows that {type(model).__name__} answers are near a distribution over the classes:"
                 " they are probabilities, and not the logits that they are taken for. Say so: outputs='probabilities'."
             )
         return

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -59,23 +60,25 @@ class PassSeed(ISeedSequence):
     """The seed of one pass, a row of numbers that are drawn for many passes at once: a tenth of the cost of their own.
 
     Args:
-        words: Four of 64 random bits.
+        words: Three of 64 random bits.
+        device_seed: Below 2**63.
+
+    Attributes:
+        device_seed: For a generator of torch.
     """
 
-    def __init__(self, words: "np.typing.NDArray[np.uint64]") -> None:
-        self._words = words
+    def __init__(self, words: "np.typing.NDArray[np.uint64]", device_seed: int) -> None:
+        self._words, self.device_seed = words, device_seed
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> "np.typing.NDArray[Any]":
         """Answers the words that seed a generator of arrays."""
-        return self._words[:3][:n_words].astype(dtype, copy=False)
-
-    @property
-    def device_seed(self) -> int:
-        """A seed below 2**63 for a generator of torch."""
-        return int(self._words[3] >> np.uint64(1))
+        return self._words[:n_words].astype(dtype, copy=False)
 
 
-def pass_seeds(num_passes: int, *numbers: int) -> list[PassSeed]:
+@lru_cache(maxsize=32)
+def pass_seeds(num_passes: int, *numbers: int) -> tuple[PassSeed, ...]:
     """Answers the seeds of passes, which follow from numbers that are not negative; the first do not depend on S."""
     words: Any = seed_sequence(*numbers).generate_state(4 * num_passes, np.uint64)
-    return [PassSeed(row) for row in words.reshape(num_passes, 4)]
+    rows = words.reshape(num_passes, 4)
+    device_seeds = (rows[:, 3] >> np.uint64(1)).tolist()
+    return tuple(PassSeed(row[:3], device_seed) for row, device_seed in zip(rows, device_seeds, strict=True))

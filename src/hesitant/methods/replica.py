@@ -12,7 +12,8 @@ from torch import nn
 from hesitant.methods.operation_calls import address
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_PLAIN = frozenset({bool, int, float, str, type(None), torch.Tensor, nn.Parameter, torch.dtype, torch.device, type})
+_SIMPLE = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device, type})
+_TENSORS = frozenset({torch.Tensor, nn.Parameter})
 
 
 def in_eval_mode(model: nn.Module) -> nn.Module:
@@ -53,6 +54,10 @@ class Replicas:
         model: What is doubled.
         training: The mode of each module, told from the module.
         kind: The class of each module, told from the module: its own, or one that derives from it.
+
+    Attributes:
+        num_weights: Numbers in the parameters, outside of scripted modules.
+        scripted: Whether any module is scripted.
     """
 
     def __init__(
@@ -64,8 +69,11 @@ class Replicas:
     ) -> None:
         self._doubles: dict[int, nn.Module] = {}
         self._states: list[tuple[nn.Module, dict[str, Any], list[str]]] = []
+        self._extra: list[Any] = []  # attributes that are tensors, or may hold some
         self._own_tensors: set[int] = set()
         self._copied: set[int] = set()
+        self.num_weights = 0
+        self.scripted = False
         doubles = self._doubles
         compiled: list[nn.Module] = []
         for module in model.modules():
@@ -75,14 +83,19 @@ class Replicas:
                 compiled.append(module)
             elif isinstance(module, torch.jit.ScriptModule):
                 self._double_scripted(module, training)
+                self.scripted = True
             else:
                 double: nn.Module = object.__new__(kind(module))
                 doubles[id(module)] = double
                 state = module.__dict__.copy()
                 state["_compiled_call_impl"] = None
                 state["training"] = training(module)
-                held = [name for name in state.keys() - _OF_EVERY_MODULE if type(state[name]) not in _PLAIN]
+                own = [name for name in state.keys() - _OF_EVERY_MODULE if type(state[name]) not in _SIMPLE]
+                self._extra += [state[name] for name in own]
+                held = [name for name in own if type(state[name]) not in _TENSORS]
                 self._states.append((double, state, held))
+                for weight in state["_parameters"].values():
+                    self.num_weights += 0 if weight is None else weight.numel()
         for module in reversed(compiled):
             doubles[id(module)] = doubles[id(module._modules["_orig_mod"])]
         for _, state, _ in self._states:
@@ -93,7 +106,14 @@ class Replicas:
     @functools.cached_property
     def memory(self) -> set[int]:
         """The addresses of the model's tensors: its parameters and buffers, and those in its attributes."""
-        found: list[Any] = [part for _, state, _ in self._states for part in self._parts(state)]
+        found: list[Any] = []
+        for _, state, _ in self._states:
+            found += state["_parameters"].values()
+            found += state["_buffers"].values()
+        for value in self._extra:
+            found += (
+                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+            )
         found += [p for m in self._doubles.values() if isinstance(m, torch.jit.ScriptModule) for p in m.parameters()]
         return {address(tensor) for tensor in found if isinstance(tensor, torch.Tensor)}
 
@@ -135,18 +155,6 @@ class Replicas:
             for name, tensor in (*before.named_parameters(recurse=False), *before.named_buffers(recurse=False)):
                 setattr(after, name, tensor)
             after.training = bool(training(before))
-
-    def _parts(self, state: dict[str, Any]) -> list[Any]:
-        """Answers what a module holds, and what lists, tuples and dicts of its hold."""
-        parts = [*state["_parameters"].values(), *state["_buffers"].values()]
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor):
-                parts.append(value)
-            elif name not in _OF_EVERY_MODULE and isinstance(value, (list, tuple)):
-                parts.extend(value)
-            elif name not in _OF_EVERY_MODULE and isinstance(value, dict):
-                parts.extend(value.values())
-        return parts
 
     def _own(self, value: Any, copies: dict[int, Any]) -> Any:
         """Answers an attribute of the replica's own: a container copied, a module of the model's its double."""

@@ -205,11 +205,19 @@ class Gathered:
         self._batches = 0
         self._missing = 0
 
-    def append(self, batch: Tensor | None) -> None:
-        """Adds a batch ``(B, ...)``; None stands for a batch that has none of it."""
+    def append(self, batch: Tensor | None, *, own: bool = False) -> None:
+        """Adds a batch ``(B, ...)``; None stands for a batch that has none of it.
+
+        Args:
+            batch: What is added.
+            own: Whether nobody else writes to it, so that the first need not be copied.
+        """
         self._batches += 1
         if batch is None:
             self._missing += 1
+            return
+        if own and self._storage is None:
+            self._storage, self._length = batch, batch.shape[0]
             return
         needed = self._length + len(batch)
         if self._storage is None or needed > len(self._storage):

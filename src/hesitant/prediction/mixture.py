@@ -74,7 +74,7 @@ class Mixture(NamedTuple):
             log_probs: `(S, B, C)`.
             logits: `(B, C)`, the mean of the logits that they were made of.
         """
-        return cls(len(log_probs), *_summary(log_probs.exp(), log_probs), logits)
+        return cls(log_probs.shape[0], *_summary(log_probs.exp(), log_probs), logits)
 
     def merged(self, other: "Mixture") -> "Mixture":
         """The mixture of the distributions of both.
@@ -101,7 +101,8 @@ def _summary(passes: Tensor, log_passes: Tensor) -> tuple[Tensor, Tensor, Tensor
     shift = shifts.mean(dim=0)
     mean = passes[0] + shift
     mean_log = mean.log()
-    if len(mean) > 0 and bool(mean.amin() < _TINY):  # where the mean is exact, its logarithm is, at a fifth of the cost
+    # Where the mean is exact, its logarithm is, at a fifth of the cost.
+    if mean.shape[0] > 0 and float(mean.amin()) < _TINY:
         mean_log = torch.logsumexp(log_passes, dim=0) - math.log(len(passes))
     std = shifts.sub_(shift).square_().mean(dim=0).sqrt()
     return mean, mean_log, entropy(passes, log_passes).mean(dim=0), std

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import pandas
     from numpy.typing import ArrayLike
 
-__all__ = ["Prediction", "UnavailableError"]
-
 
 @dataclass(frozen=True, slots=True, init=False, eq=False, repr=False)
 class Prediction:
@@ -106,7 +104,7 @@ class Prediction:
         if rows.dim() != 2:
             raise ValueError(f"probs has shape {tuple(rows.shape)}, expected (B, C): for (S, B, C) use from_samples")
         per_class = rows.shape
-        _fill(
+        filled(
             self,
             probs=rows,
             log_probs=exact_log(rows) if log_probs is None else as_log_probs("log_probs", log_probs, rows),
@@ -171,7 +169,7 @@ class Prediction:
         logit_variance = as_part("logit_variance", logit_variance, shape, like=logits, minimum=0.0)
         # Not through __init__: what is made of finite logits need not be looked at again.
         probs = torch.softmax(logits, dim=-1)
-        return _fill(
+        return filled(
             object.__new__(cls),
             probs=probs,
             log_probs=sharpened(torch.log_softmax(logits, dim=-1)),
@@ -438,13 +436,14 @@ class Prediction:
     def _replace(self, **changes: Tensor | str | None) -> "Prediction":
         # Not through __init__: rows that have been checked once need not be checked again.
         values = {name: getattr(self, name) for name in (*_TENSORS, "calibration", "_split_unavailable")} | changes
-        return _fill(object.__new__(Prediction), **values)
+        return filled(object.__new__(Prediction), **values)
 
 
 _TENSORS = tuple(field.name for field in fields(Prediction) if field.name not in ("calibration", "_split_unavailable"))
 
 
-def _fill(prediction: Prediction, **values: Tensor | str | None) -> Prediction:
+def filled(prediction: Prediction, **values: Tensor | str | None) -> Prediction:
+    """`prediction` with these values, of all its fields, whatever they are."""
     for name, value in values.items():
         object.__setattr__(prediction, name, value)
     return prediction

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from hesitant.methods.dropout.masks import Masks, MasksAhead
+from hesitant.methods.dropout.masks import Masks
+from hesitant.methods.dropout.masks_ahead import MasksAhead
 
 CPU = torch.device("cpu")
 

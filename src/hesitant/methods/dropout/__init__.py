@@ -2,13 +2,15 @@
 
 Read in this order: ``passes`` decides which passes run together; ``runner`` runs one on a double of the model
 (``dropping_replicas``), whose dropout is active and all else in eval mode (``training_reads`` tells which reads of
-``training`` mean dropout). A pass is a ``watched_pass``, or, where the model is too small to be watched, a
-``light_pass``; ``replay`` runs the passes after the first together, without computing again what dropout does not
-reach. ``operations`` knows what draws, ``masks`` draws. ``methods/mc_dropout.py`` calls ``DropoutPasses``; the training
-of ensembles draws from ``Masks``.
+``training`` mean dropout). A pass is a ``watched_pass``; ``replay`` runs the passes after the first together, without
+computing again what dropout does not reach. Where the model is too small to be watched, its passes run as one
+(``vectorized_passes``), or each is a ``light_pass`` (``whole_passes``); ``interception`` tells these what draws or
+writes, and ``other_draws`` what it cannot tell. ``operations`` knows what draws, ``masks`` and ``masks_ahead`` draw.
+``methods/mc_dropout.py`` calls ``DropoutPasses``; the training of ensembles draws from ``Masks``.
 """
 
 from hesitant.methods.dropout.masks import Masks
+from hesitant.methods.dropout.other_draws import OtherDraws
 from hesitant.methods.dropout.passes import DropoutPasses
 
-__all__ = ["DropoutPasses", "Masks"]
+__all__ = ["DropoutPasses", "Masks", "OtherDraws"]

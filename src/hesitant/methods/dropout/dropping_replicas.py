@@ -52,7 +52,7 @@ def dropping_replicas(model: nn.Module, *, stochastic_depth: bool) -> Replicas:
     def training(module: nn.Module) -> Any:
         if isinstance(module, torch.jit.ScriptModule):
             return flag.of_scripted(module)
-        if kind(module) is not type(module):
+        if not isinstance(module, nn.modules.dropout._DropoutNd) and kind(module) is not type(module):
             return flag
         return isinstance(module, nn.modules.dropout._DropoutNd)
 

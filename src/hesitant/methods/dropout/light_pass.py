@@ -1,145 +1,97 @@
-"""One pass of Monte Carlo dropout on a small model, where to look at each operation would take longer than to run it.
+"""One pass of Monte Carlo dropout on a small model, where to look at each operation takes longer than to run it."""
 
-What is looked at are torch's functions, as the code calls them: most are known to neither draw nor write, and pass.
-"""
-
-import types
-from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch._ops import OpOverload
 
-from hesitant.methods.dropout.masks import MasksOfOne
-from hesitant.methods.dropout.operations import can_draw
-from hesitant.methods.dropout.watched_pass import WatchedPass
-from hesitant.methods.operation_calls import address
-
-_C_FUNCTIONS = (
-    types.BuiltinFunctionType,
-    types.MethodDescriptorType,
-    types.WrapperDescriptorType,
-    types.MethodWrapperType,
+from hesitant.methods.dropout.interception import Met, Role, intercepted, plain
+from hesitant.methods.dropout.masks_ahead import MasksOfSome
+from hesitant.methods.dropout.operations import (
+    draw_otherwise,
+    draws,
+    is_dropout,
+    is_plain_dropout,
+    is_recurrent,
+    layer_by_layer,
+    written_by,
 )
+from hesitant.methods.dropout.watched_pass import ModelWrittenError, WatchedPass
+from hesitant.methods.operation_calls import address, tensors_in
 
 
-class _Kind(Enum):
-    PASSES = "neither draws nor writes"
-    WRITES = "writes to its first argument, or draws into it"
-    MAY_WRITE = "does not draw, and writes where it is told so by a True"
-    DRAWS = "draws for its first argument, from a generator that it can be given"
-    DROPS = "is F.dropout"
-    WATCHED = "may do anything"
+class LightPass:
+    """Runs one pass as :class:`WatchedPass` does, with the same masks, but is asked only about what draws or writes.
 
-
-class LightPass(TorchFunctionMode):
-    """Runs one pass as :class:`WatchedPass` does, with the same masks.
-
-    What it does not know runs under a :class:`WatchedPass`. It sees nothing of what scripted modules do.
+    It does not see all of what scripted modules do, whose compiler may put operations together.
 
     Args:
         masks: Draws.
-        guarded: The addresses of what the pass may not write to.
+        guarded: Answers the addresses of what the pass may not write to.
 
     Attributes:
         drew: Whether any operation drew random numbers.
         wrote: As of :class:`WatchedPass`.
     """
 
-    def __init__(self, masks: MasksOfOne, guarded: set[int]) -> None:
-        super().__init__()
-        self.masks, self._guarded = masks, guarded
+    def __init__(self, masks: MasksOfSome, guarded: Callable[[], set[int]]) -> None:
+        self.masks, self._guarded_now = masks, guarded
+        self._guards: set[int] | None = None
         self.drew = False
         self.wrote: set[int] = set()
 
     def call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Answers what the model answers in this pass."""
-        with self:
-            return model(*args, **kwargs)
+        return intercepted(self._meet, model, args, kwargs)
 
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        """Runs one function."""
-        kind = _kind(func)
-        if kind is _Kind.PASSES and not kwargs:
-            return func(*args)
-        kwargs = kwargs or {}
-        if kind is _Kind.PASSES and "out" not in kwargs:
-            return func(*args, **kwargs)
-        if kind is _Kind.DROPS and not _transformed(args):
-            return self._drop(*args, **kwargs)
-        if kind is _Kind.MAY_WRITE and not _has_true(args) and not _has_true(kwargs.values()):
-            return func(*args, **kwargs)
-        if kind is _Kind.DRAWS and not self._is_guarded(args[0]) and kwargs.get("generator") is None:
+    def _meet(self, met: Met, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Runs one operation."""
+        role = met.role
+        if role is Role.WRITES:
+            self._require_unguarded(args[0])
+            return met.run(*args, **kwargs)
+        if role is Role.LOOKS:
+            return met.run(*args, **kwargs)
+        func = met.func
+        if role is Role.DROPS and args[2] is True and 0 < args[1] <= 1 and not _is_transformed(args[0]):
             self.drew = True
-            return func(*args, **{**kwargs, "generator": self.masks.generator(args[0].device)})
-        if kind is _Kind.WRITES and not self._is_guarded(args[0]):
-            return func(*args, **kwargs)
-        return self._watched(func, args, kwargs)
+            return self.masks.dropped(args[0], float(args[1]))
+        for tensor in written_by(func, args, kwargs):
+            self._require_unguarded(tensor)
+        if not draws(func, args, kwargs):
+            return met.run(*args, **kwargs)
+        self.drew = True
+        if any(map(_is_transformed, (tensor for _, tensor in tensors_in(args, kwargs)))):
+            return self._watched(func, args, kwargs)
+        if is_recurrent(func):
+            return layer_by_layer(func, args, self.masks.dropped)
+        if is_plain_dropout(func):  # in place
+            return args[0].copy_(self.masks.dropped(args[0], float(args[1])))
+        return self._watched(func, args, kwargs) if is_dropout(func) else draw_otherwise(func, args, kwargs, self.masks)
 
-    def _is_guarded(self, tensor: Any) -> bool:
-        return not isinstance(tensor, Tensor) or _transformed((tensor,)) or address(tensor) in self._guarded
+    @property
+    def _guarded(self) -> set[int]:
+        if self._guards is None:
+            self._guards = self._guarded_now()
+        return self._guards
 
-    def _watched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _watched(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         watch = WatchedPass(self.masks, self._guarded)
         try:
             return watch.call(func, args, kwargs)
         finally:
-            self.drew |= watch.drew
             self.wrote |= watch.wrote
 
-    def _drop(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        if not training or not 0 < p <= 1:
-            return F.dropout(x, p, training, inplace)  # which says so if the rate is none
-        if inplace and self._is_guarded(x):
-            return self._watched(F.dropout, (x, p, training, inplace), {})
-        self.drew = True
-        out = self.masks.dropped(x, float(p))
-        return x.copy_(out) if inplace else out
+    def _require_unguarded(self, tensor: Tensor) -> None:
+        """Raises where the pass may not write, as :meth:`WatchedPass.guard` does."""
+        memory = address(plain(tensor))
+        if memory in self._guarded:
+            self.wrote.add(memory)
+            raise ModelWrittenError
 
 
-def _has_true(values: Iterable[Any]) -> bool:
-    for value in values:  # noqa: SIM110, at half the cost of any()
-        if value is True:
-            return True
-    return False
-
-
-def _transformed(args: Sequence[Any]) -> bool:
+def _is_transformed(tensor: Tensor) -> bool:
     """Whether a transform of ``torch.func`` is at work, such as vmap: it decides what is drawn for which input."""
-    return isinstance(args[0], Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(args[0])
-
-
-@lru_cache(maxsize=4096)
-def _kind(func: Any) -> _Kind:
-    name: str = getattr(func, "__name__", "")
-    if func is F.dropout:
-        return _Kind.DROPS
-    if isinstance(func, _C_FUNCTIONS):
-        if name in ("__get__", "__len__", "__bool__", "__repr__", "dim", "size", "is_floating_point", "type"):
-            return _Kind.PASSES
-        if name.startswith("__") and name.endswith("__"):
-            in_place = name == "__setitem__" or (name.startswith("__i") and name not in ("__int__", "__index__"))
-            return _Kind.WATCHED if name in ("__set__", "__delete__", "__call__") else _in_place(in_place)
-        if name in ("bernoulli", "bernoulli_", "uniform_", "normal_"):
-            return _Kind.DRAWS
-        packet = getattr(torch.ops.aten, name, None)
-        if packet is None or _may_draw(packet) or name.endswith(("batch_norm", "instance_norm")):
-            return _Kind.WATCHED
-        return _in_place(name.endswith("_"))
-    if isinstance(func, types.FunctionType) and func.__module__ == F.__name__:
-        named = [getattr(torch.ops.aten, part, None) for part in (name, *func.__code__.co_names)]
-        drawing = any(part is not None and _may_draw(part) for part in named)
-        return _Kind.WATCHED if drawing or "embedding" in name else _Kind.MAY_WRITE  # an embedding may scale its weight
-    return _Kind.WATCHED
-
-
-def _in_place(writes: bool) -> _Kind:
-    return _Kind.WRITES if writes else _Kind.PASSES
-
-
-def _may_draw(packet: Any) -> bool:
-    return any(can_draw(getattr(packet, overload)) for overload in packet.overloads())
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)

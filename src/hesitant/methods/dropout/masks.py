@@ -13,10 +13,6 @@ from hesitant.methods.random_state import PassSeed, derived_seed, seed_sequence
 
 _FEW_WORDS = 512  # of which a generator gives few faster raw
 _EXACT_ENOUGH = 1e-3  # relative to the rarer of keeping and dropping
-_MOST_AHEAD = 2**18  # numbers of a mask for all passes: of larger ones a pass draws its own as fast
-
-
-_Asked = tuple[tuple[int, ...], float, torch.device]  # shape, rate and place of a draw
 
 
 class Mask(NamedTuple):
@@ -50,7 +46,7 @@ class Masks:
     def generator(self, device: torch.device) -> torch.Generator:
         """Answers what draws on a device whatever is no dropout mask: of all passes together."""
         if device not in self._others:
-            self._others[device] = torch.Generator(device).manual_seed(_device_seed(self._seeds[0]) ^ 1)
+            self._others[device] = generator_of(self._seeds[0], device)
         return self._others[device]
 
     def draw(self, shape: Sequence[int], drop_rate: float, device: torch.device) -> Mask:
@@ -88,75 +84,9 @@ class Masks:
         return Mask(kept, 1 - drop_rate)
 
 
-class MasksAhead:
-    """The masks of passes that run one after the other, drawn for all of them when the first asks.
-
-    Args:
-        seeds: Of each pass.
-    """
-
-    def __init__(self, seeds: "Sequence[tuple[int, ...] | PassSeed]") -> None:
-        self._seeds = seeds
-        self._masks = Masks(seeds)
-        self._asked: list[_Asked] = []
-        self._kept: list[Mask] = []
-        self._noise: dict[tuple[int, torch.dtype], Sequence[Tensor]] = {}
-
-    def of(self, index: int) -> "MasksOfOne":
-        """Answers the masks of one of the passes, which draw what they would without the others."""
-        return MasksOfOne(self, index, self._seeds[index])
-
-    def kept(self, draw: int, asked: _Asked) -> Mask | None:
-        """Answers the masks of all passes for a draw, by its number.
-
-        None where they are large, or the first pass asked for others.
-        """
-        if math.prod(asked[0]) * len(self._seeds) > _MOST_AHEAD:
-            return None
-        if draw == len(self._asked):
-            self._kept.append(self._masks.draw(*asked))
-            self._asked.append(asked)
-        return self._kept[draw] if self._asked[draw] == asked else None
-
-    def noise(self, draw: int, dtype: torch.dtype) -> Sequence[Tensor]:
-        """Answers what the passes' inputs are to be multiplied by: 0, or one over the keep rate."""
-        if (draw, dtype) not in self._noise:
-            kept, keep_rate = self._kept[draw]
-            self._noise[draw, dtype] = kept.to(dtype).mul_(1 / keep_rate).unbind(0)
-        return self._noise[draw, dtype]
-
-
-class MasksOfOne(Masks):
-    """The masks of one pass among others; see :class:`MasksAhead`."""
-
-    def __init__(self, ahead: MasksAhead, index: int, seed: tuple[int, ...] | PassSeed) -> None:
-        self._ahead, self._index = ahead, index
-        self._seeds = [seed]
-        self._others = {}
-        self._asked: list[_Asked] = []
-        self._alone: Masks | None = None
-
-    def draw(self, shape: Sequence[int], drop_rate: float, device: torch.device) -> Mask:
-        """Answers a mask ``(1, *shape)``."""
-        asked = (tuple(shape), drop_rate, device)
-        if self._alone is None:
-            found = self._ahead.kept(len(self._asked), asked)
-            if found is not None:
-                self._asked.append(asked)
-                return Mask(found.kept[self._index : self._index + 1].clone(), found.keep_rate)
-            self._alone = Masks(self._seeds)  # draws anew what it has drawn, and goes its own way from here
-            for before in self._asked:
-                self._alone.draw(*before)
-        return self._alone.draw(*asked)
-
-    def dropped(self, x: Tensor, drop_rate: float) -> Tensor:
-        """Answers the dropout of a tensor."""
-        asked = (x.shape, drop_rate, x.device)
-        if self._alone is None and self._ahead.kept(len(self._asked), asked) is not None:
-            self._asked.append(asked)
-            return x * self._ahead.noise(len(self._asked) - 1, x.dtype)[self._index]
-        kept, keep_rate = self.draw(*asked)
-        return kept[0].to(x.dtype).mul_(x).mul_(1 / keep_rate)
+def generator_of(seed: tuple[int, ...] | PassSeed, device: torch.device) -> torch.Generator:
+    """Answers what draws on a device whatever is no dropout mask, of a pass or of several from this one on."""
+    return torch.Generator(device).manual_seed(_device_seed(seed) ^ 1)
 
 
 def _device_seed(seed: tuple[int, ...] | PassSeed) -> int:

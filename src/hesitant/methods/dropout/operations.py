@@ -1,7 +1,7 @@
 """Knows every operation of torch that draws dropout, and draws it from masks of our own."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from hesitant.methods.dropout.masks import Masks
+from hesitant.methods.operation_calls import written_places
 
 _ALPHA = 1.7580993408473766  # minus the limit of SELU far left: what AlphaDropout puts in the place of what it drops
 _aten = torch.ops.aten
@@ -19,6 +20,7 @@ _FEATURES = {_aten.feature_dropout.default, _aten.feature_dropout_.default}
 _ALPHAS = {_aten.alpha_dropout.default, _aten.alpha_dropout_.default}
 _FEATURE_ALPHAS = {_aten.feature_alpha_dropout.default, _aten.feature_alpha_dropout_.default}
 _DROPOUTS = {*_PLAIN, *_FEATURES, *_ALPHAS, *_FEATURE_ALPHAS}
+KEEPS_STATISTICS = {"aten::batch_norm", "aten::instance_norm"}  # in training, which their schemas do not say
 _RECURRENT = {_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input}
 _RECURRENT_PACKED = {_aten.lstm.data, _aten.gru.data, _aten.rnn_tanh.data, _aten.rnn_relu.data}
 
@@ -58,17 +60,18 @@ class _Arguments(NamedTuple):
 
 @cache
 def _arguments(func: OpOverload) -> _Arguments | None:
+    if not schema_can_draw(func._schema, func.tags):
+        return None
     names = {argument.name: (i, argument.default_value) for i, argument in enumerate(func._schema.arguments)}
     tagged = torch.Tag.nondeterministic_seeded in func.tags
-    if not tagged and not {"dropout", "dropout_p"} & set(names):
-        return None
     wanted = ("p", "dropout", "dropout_p", "train", "training", "num_layers")
     return _Arguments(tagged, {name: names[name] for name in wanted if name in names})
 
 
-def can_draw(func: OpOverload) -> bool:
-    """Answers whether any call of this operation draws random numbers."""
-    return _arguments(func) is not None
+def schema_can_draw(schema: torch._C.FunctionSchema, tags: Iterable[torch.Tag]) -> bool:
+    """Answers whether any call of an operation of this schema, and these tags, draws random numbers."""
+    names = {argument.name for argument in schema.arguments}
+    return torch.Tag.nondeterministic_seeded in tags or bool({"dropout", "dropout_p"} & names)
 
 
 def draws(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -84,9 +87,44 @@ def draws(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> b
     return all(rate is None or not isinstance(rate, (int, float)) or rate > 0 for rate in rates)
 
 
+def written_by(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Gives the tensors that this call writes to."""
+    places: Iterable[int | str] = (place for place, _ in written_places(func, args))
+    if func._schema.name in KEEPS_STATISTICS:
+        places = (3, 4) if args[5] else ()
+    for place in places:
+        value = args[place] if isinstance(place, int) else kwargs.get(place)
+        yield from (entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, Tensor))
+
+
 def is_dropout(func: OpOverload) -> bool:
     """Answers whether :func:`drop` can draw for this operation, and can share the masks."""
     return func in _DROPOUTS or func is _ATTENTION
+
+
+def is_plain_dropout(func: OpOverload) -> bool:
+    """Answers whether the operation drops each number by itself, as ``F.dropout`` does."""
+    return func in _PLAIN
+
+
+def attends(func: OpOverload) -> bool:
+    """Answers whether the operation is scaled dot-product attention; see :func:`attention_in_parts`."""
+    return func is _ATTENTION
+
+
+def attention_in_parts(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> Tensor:
+    """Answers scaled dot-product attention, in operations that ``torch.vmap`` has rules for."""
+    attend = _aten._scaled_dot_product_attention_math.default
+    answer: Tensor = attend(query, key, value, attn_mask, dropout_p, is_causal, None, **options)[0]
+    return answer
 
 
 def takes_repeated(func: OpOverload) -> bool:
@@ -113,12 +151,15 @@ def is_recurrent(func: OpOverload) -> bool:
     return func in _RECURRENT or func in _RECURRENT_PACKED
 
 
-def layer_by_layer(func: OpOverload, args: Sequence[Any]) -> tuple[Tensor, ...]:
+def layer_by_layer(
+    func: OpOverload, args: Sequence[Any], dropped: Callable[[Tensor, float], Tensor] | None = None
+) -> tuple[Tensor, ...]:
     """Answers what a recurrent network does, in operations that each are one layer or one dropout.
 
     Args:
         func: Of those that :func:`is_recurrent` knows.
         args: Its arguments, all of them.
+        dropped: Drops at a rate; None leaves it to torch.
     """
     at = 1 if func in _RECURRENT else 2  # where the state stands: a packed sequence brings the sizes of its batches
     hidden, weights, has_biases, num_layers, drop_rate, _, bidirectional, *rest = args[at:]
@@ -128,7 +169,7 @@ def layer_by_layer(func: OpOverload, args: Sequence[Any]) -> tuple[Tensor, ...]:
     last: list[list[Tensor]] = [[] for _ in states]
     for layer in range(num_layers):
         if layer > 0:
-            x = _aten.dropout.default(x, drop_rate, True)
+            x = _aten.dropout.default(x, drop_rate, True) if dropped is None else dropped(x, drop_rate)
         of_layer = [state.narrow(0, layer * directions, directions) for state in states]
         own = list(weights[layer * per_layer : (layer + 1) * per_layer])
         state = of_layer if several else of_layer[0]
@@ -150,17 +191,21 @@ def draw_otherwise(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, A
         return args[0] * kept.to(args[0].dtype).mul_(1 / mask.keep_rate), kept.bool()
     if kwargs.get("generator") is not None:
         return func(*args, **kwargs)
-    first = next((arg for arg in args if isinstance(arg, Tensor)), None)
-    device = kwargs.get("device") or (torch.device("cpu") if first is None else first.device)
-    generator = masks.generator(torch.device(device))
+    generator = masks.generator(device_of_draw(args, kwargs))
     fill = _LIKE.get(func)
     if fill is not None:
         out = torch.empty_like(args[0], **kwargs)
         return fill(out, *args[1:], generator=generator)
-    taking = _taking_a_generator(func)
+    taking = taking_a_generator(func)
     if taking is None:
         return func(*args, **kwargs)
     return taking(*args, **{**kwargs, "generator": generator})
+
+
+def device_of_draw(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
+    """Answers where an operation draws."""
+    first = next((arg for arg in args if isinstance(arg, Tensor)), None)
+    return torch.device(kwargs.get("device") or (torch.device("cpu") if first is None else first.device))
 
 
 _LIKE: dict[OpOverload, Callable[..., Tensor]] = {
@@ -172,7 +217,7 @@ _LIKE: dict[OpOverload, Callable[..., Tensor]] = {
 
 
 @cache
-def _taking_a_generator(func: OpOverload) -> OpOverload | None:
+def taking_a_generator(func: OpOverload) -> OpOverload | None:
     """Answers the overload of an operation that takes a generator beside its own arguments."""
     names = [argument.name for argument in func._schema.arguments]
     if "generator" in names:

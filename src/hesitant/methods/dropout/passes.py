@@ -1,7 +1,6 @@
 """The passes of one call of Monte Carlo dropout: which of them run together, and which one after the other."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -9,11 +8,11 @@ from torch import Tensor, nn
 
 from hesitant.inputs import Batch, num_inputs, tensors_of
 from hesitant.methods.dropout.dropping_replicas import dropout_layers
-from hesitant.methods.dropout.light_pass import LightPass
-from hesitant.methods.dropout.masks import Masks, MasksAhead
+from hesitant.methods.dropout.masks import Masks
+from hesitant.methods.dropout.other_draws import OtherDraws
 from hesitant.methods.dropout.replay import OtherCourseError, RecordedPass, ReplayedPasses
 from hesitant.methods.dropout.runner import PassRunner
-from hesitant.methods.dropout.watched_pass import WatchedPass
+from hesitant.methods.dropout.whole_passes import FEW_AS_ONE, ROUNDING, Passes, WholePasses
 from hesitant.methods.outputs import Ending, Outputs, log_probs_of, logits_of, require_kind, require_rows
 from hesitant.methods.random_state import pass_seeds
 from hesitant.methods.temperature import tempered
@@ -25,10 +24,12 @@ _BYTES_AT_ONCE = {False: 2**19, True: 8 * 2**20}
 _BYTES_AT_ONCE_ELSEWHERE = 256 * 2**20
 _WORTH_KEEPING = 0.5  # the share of operations from which on passing them over saves more than it costs
 _PASSES_AT_ONCE = 16  # to be averaged together
-_ROUNDING = {False: 2e-3, True: 5e-2}  # of probabilities, in half precision or not: a pass alone and among others
-# So few passes of so small a model, on so few inputs, are over before it is known which of them could run together.
-_FEW_PASSES = 16
+# So small a model, on so few inputs, is done sooner than it is known what the passes have in common.
 _FEW_NUMBERS = 2**17
+_TINY = 2**13  # weights of a model whose every pass is over sooner than it is known what they have in common
+_ROWS_AS_ONE = 4096  # of all passes that run as one
+_NUMBERS_AS_ONE = 2**18  # of their inputs: the activations of an image model are some hundred times as many
+_FEW_PASSES = 16  # that, where they cannot run as one, are over before it is known what they have in common
 
 
 class DropoutPasses:
@@ -42,12 +43,10 @@ class DropoutPasses:
         stochastic_depth: Whether whole layers are dropped too.
         outputs: What the model answers.
         ending: What is known of how its code ends; the first pass looks.
+        others: What is known of its draws from other generators than torch's; the first passes look.
         temperature: What divides each pass's logits.
         seed: Of the masks.
         device: Where the model is.
-
-    Attributes:
-        output: What the model answered in the last batch's first pass.
     """
 
     def __init__(
@@ -60,21 +59,22 @@ class DropoutPasses:
         stochastic_depth: bool,
         outputs: Outputs,
         ending: Ending,
+        others: OtherDraws,
         temperature: float,
         seed: int,
         device: torch.device,
     ) -> None:
         self.model, self.num_samples, self.chunk_size = model, num_samples, chunk_size
         self.shared, self.temperature, self.seed, self.device = shared, temperature, seed, device
-        self.output: Any = None
+        self._output: Any = None  # of the last batch's first pass, or its logits alone
         self._runner = PassRunner(model, stochastic_depth=stochastic_depth, outputs=outputs, ending=ending)
-        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-        self._one_pass: type[WatchedPass | LightPass] = WatchedPass if scripted else LightPass
+        self._whole = WholePasses(self._runner, model, others)
         self._outputs: Outputs = outputs
         self._seeds = pass_seeds(num_samples, seed, 0)
         self._verified: set[int] = set()  # numbers of inputs for which passes are known to run together
         self._apart = False  # until passes turn out not to run together
         self._half = False
+        self._output_is_bare = False  # whether it was more than logits, and these alone are kept
         self._shared_shapes: list[tuple[int, ...]] | None = None
 
     def mixture(self, batch: Batch, position: int) -> Mixture:
@@ -94,8 +94,14 @@ class DropoutPasses:
     @property
     def single(self) -> bool:
         """Whether the model answers a single logit."""
-        logits = logits_of(self.output)
+        logits = logits_of(self._output)
         return logits.ndim == 1 or logits.shape[-1] == 1
+
+    def output_for(self, batch: Batch) -> Any:
+        """Answers what the model answers to the last batch in its first pass, of whatever type that is."""
+        if self._output_is_bare:
+            self._output, self._output_is_bare = self._whole.output(self._seeds, batch), False
+        return self._output
 
     # ---------------------------------------------------------------- inside
 
@@ -113,12 +119,19 @@ class DropoutPasses:
 
     def _untempered(self, batch: Batch) -> Iterator[Tensor]:
         rows = num_inputs(batch)
-        if self._apart or self._is_small(batch):
-            yield from self._one_by_one(batch, rows, 0)
+        small, done = self._is_small(batch), 0
+        at_once = self._passes_as_one(batch, rows) if small and self._whole.can_be_one else 1
+        if at_once > FEW_AS_ONE:
+            for logits in self._each_whole(batch, rows, 0, at_once, as_one=True):
+                yield logits
+                done += len(logits)
+            if done == self.num_samples:
+                return
+        if self._apart or (small and self.num_samples <= _FEW_PASSES):
+            yield from self._each_whole(batch, rows, 0, _PASSES_AT_ONCE)
             return
         first = self._first(batch, rows)
-        logits = logits_of(self.output)
-        done = 0
+        logits = logits_of(self._output)
         if not self.shared:
             yield self._logits(logits, rows, 1)
             done = 1
@@ -135,39 +148,48 @@ class DropoutPasses:
                     self._apart = True
                     break
                 size = 1
-        yield from self._one_by_one(batch, rows, done)
+        yield from self._each_whole(batch, rows, done, _PASSES_AT_ONCE)
 
     def _is_small(self, batch: Batch) -> bool:
-        if self.shared or self.chunk_size or not 1 < self.num_samples <= _FEW_PASSES or self.device.type != "cpu":
+        if self.shared or self.chunk_size or self.num_samples == 1 or self.device.type != "cpu":
             return False
-        numbers = 0
-        for tensors in (tensors_of(batch), self.model.parameters()):
-            for tensor in tensors:
-                numbers += tensor.numel()
-                if numbers > _FEW_NUMBERS:
-                    return False
-        return True
+        return self._runner.num_weights + sum(tensor.numel() for tensor in tensors_of(batch)) <= _FEW_NUMBERS
 
-    def _one_by_one(self, batch: Batch, rows: int, done: int) -> Iterator[Tensor]:
-        """Gives the logits of the passes that are left, each computed whole."""
-        for start in range(done, self.num_samples, _PASSES_AT_ONCE):
-            outputs, drew = [], False
-            ahead = MasksAhead(self._seeds[start : start + _PASSES_AT_ONCE])
-            for index in range(min(_PASSES_AT_ONCE, self.num_samples - start)):
-                mode, output = self._runner.run(partial(self._alone, ahead, index, batch), batch)
-                outputs.append(logits_of(output))
-                self._require_rows(outputs[-1], rows)
-                if start + index == 0:
-                    self.output = output
-                    self._look_at(outputs[-1])
-                drew |= mode.drew
-            logits = self._logits(torch.cat(outputs), rows, len(outputs))
-            if start == 0 and (not drew or bool((logits == logits[:1]).all())):
-                self._first(batch, rows)  # raises where no dropout can have a part in the answer
-            yield logits
+    def _passes_as_one(self, batch: Batch, rows: int) -> int:
+        numbers = sum(tensor.numel() for tensor in tensors_of(batch))
+        at_once = min(self.num_samples, _ROWS_AS_ONE // max(1, rows), _NUMBERS_AS_ONE // max(1, numbers))
+        # Each such run computes what no dropout reaches: in several, a larger model would do so several times.
+        several = self._runner.num_weights <= _TINY or self.num_samples <= _FEW_PASSES
+        return at_once if several or at_once == self.num_samples else 1
 
-    def _alone(self, ahead: MasksAhead, index: int, batch: Batch) -> WatchedPass | LightPass:
-        return self._one_pass(ahead.of(index), self._runner.guarded(batch))
+    def _each_whole(
+        self, batch: Batch, rows: int, done: int, at_once: int, *, as_one: bool = False
+    ) -> Iterator[Tensor]:
+        """Gives the logits of the passes that are left, each computed whole.
+
+        Args:
+            batch: The inputs.
+            rows: How many.
+            done: How many passes are.
+            at_once: How many passes are averaged together.
+            as_one: Whether these run as one, where they can; where they cannot and are many, nothing is given.
+        """
+        for start in range(done, self.num_samples, at_once):
+            seeds = self._seeds[start : start + at_once]
+            passes: Passes | None
+            if as_one:
+                at_any_rate = start > 0 or self.num_samples <= _FEW_PASSES
+                passes = self._whole.as_one(seeds, batch, rows, at_any_rate=at_any_rate)
+                if passes is None:
+                    return
+            else:
+                passes = self._whole.one_by_one(seeds, batch, rows)
+            if start == 0:
+                self._output, self._output_is_bare = passes.output, passes.bare
+                self._look_at(passes.logits[0])
+                if not passes.drew:
+                    self._first(batch, rows)  # raises where no dropout can have a part in the answer
+            yield self._logits(passes.logits.flatten(0, 1), rows, len(seeds))
 
     def _first(self, batch: Batch, rows: int) -> RecordedPass:
         """Runs the first pass, and requires that its dropout has a part in the answer."""
@@ -175,8 +197,8 @@ class DropoutPasses:
         def mode() -> RecordedPass:
             return RecordedPass(self._masks(0, 1), self._runner.guarded(batch), rows, self._runner.known(batch))
 
-        first, self.output = self._runner.run(mode, batch)
-        logits = logits_of(self.output)
+        first, self._output = self._runner.run(mode, batch)
+        logits = logits_of(self._output)
         self._require_rows(logits, rows)
         self._look_at(logits)
         self._require_dropout(first, logits)
@@ -190,7 +212,7 @@ class DropoutPasses:
             again = list(passes.drawn_by(times - 1))
             company = 2 if times > 2 else 3
             alone, _ = self._further(first, batch, rows, 1, done + times - 1, company=company, again=again)
-            if bool(((alone[0].softmax(-1) - logits[-1].softmax(-1)).abs() > _ROUNDING[self._half]).any()):
+            if bool(((alone[0].softmax(-1) - logits[-1].softmax(-1)).abs() > ROUNDING[self._half]).any()):
                 raise OtherCourseError("the model's answer to an input depends on the others in its batch")
             self._verified.add(rows)
         return logits

@@ -10,11 +10,12 @@ from hesitant.inputs import Batch, map_tensors, tensors_of
 from hesitant.methods.dropout.dropping_replicas import dropping_replicas
 from hesitant.methods.dropout.light_pass import LightPass
 from hesitant.methods.dropout.replay import ReplayedPasses
+from hesitant.methods.dropout.vectorized_passes import VectorizedPasses
 from hesitant.methods.dropout.watched_pass import ModelWrittenError, WatchedPass
 from hesitant.methods.operation_calls import address
 from hesitant.methods.outputs import Ending, OutputProbe, Outputs, logits_of
 
-Mode = TypeVar("Mode", bound=WatchedPass | LightPass)
+Mode = TypeVar("Mode", bound=WatchedPass | LightPass | VectorizedPasses)
 
 
 class PassRunner:
@@ -25,11 +26,15 @@ class PassRunner:
         stochastic_depth: Whether whole layers are dropped too.
         outputs: What the model answers.
         ending: What is known of how its code ends; the first pass looks.
+
+    Attributes:
+        num_weights, scripted: Of the model, as of :class:`Replicas`.
     """
 
     def __init__(self, model: nn.Module, *, stochastic_depth: bool, outputs: Outputs, ending: Ending) -> None:
         self._model, self._outputs, self._ending = model, outputs, ending
         self._replicas = dropping_replicas(model, stochastic_depth=stochastic_depth)
+        self.scripted, self.num_weights = self._replicas.scripted, self._replicas.num_weights
         self._copies_inputs = False  # until the model turns out to write to them
         self._last_guarded: tuple[Batch, set[int]] | None = None
 

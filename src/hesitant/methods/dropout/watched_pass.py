@@ -1,13 +1,13 @@
 """One pass, every operation looked at: dropout is drawn from masks, and nothing is written to the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hesitant.methods.dropout.interception import unseen
 from hesitant.methods.dropout.masks import Masks
 from hesitant.methods.dropout.operations import (
     Layout,
@@ -18,10 +18,9 @@ from hesitant.methods.dropout.operations import (
     is_dropout,
     is_recurrent,
     layer_by_layer,
+    written_by,
 )
-from hesitant.methods.operation_calls import address, written_places
-
-_NORMS = {torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default}
+from hesitant.methods.operation_calls import address
 
 
 class ModelWrittenError(Exception):
@@ -50,10 +49,10 @@ class WatchedPass(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # torch would import its compiler, for seconds, only to keep it away from here
 
-    def call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def call(self, model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Answers what the model answers in this pass."""
         # Below autograd an operation is seen as the code wrote it: a dropout, not the draws that it consists of.
-        with torch._C._AutoDispatchBelowAutograd(), self:
+        with unseen(), torch._C._AutoDispatchBelowAutograd(), self:
             return model(*args, **kwargs)
 
     def __torch_dispatch__(
@@ -72,12 +71,8 @@ class WatchedPass(TorchDispatchMode):
 
     def guard(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raises if the operation is about to write where it may not: whoever runs the pass gives it copies."""
-        places = [key for key, _ in written_places(func, args)]
-        if func in _NORMS and args[5]:  # whose schemas do not say that they write their statistics
-            places = [3, 4]
-        for key in places:
-            tensor = args[key] if isinstance(key, int) else kwargs.get(key)
-            if isinstance(tensor, Tensor) and address(tensor) in self._guarded:
+        for tensor in written_by(func, args, kwargs):
+            if address(tensor) in self._guarded:
                 self.wrote.add(address(tensor))
                 raise ModelWrittenError
 
