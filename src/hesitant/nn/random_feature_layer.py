@@ -142,6 +142,8 @@ class RandomFeatureLayer(nn.Module):
 
     def regularization_loss(self) -> Tensor:
         """Answers ``l2_penalty * sum(w^2)`` of the output weights, to be added to the training loss."""
+        if self.l2_penalty == 0:  # else the output weights, and a gradient of them, would be made for nothing
+            return self.beta.new_zeros(())
         return self.l2_penalty * self.output_weights.square().sum()
 
     @property
