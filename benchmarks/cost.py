@@ -14,11 +14,13 @@ fit         `fit` of a 784-64-10 network on tensors of 60,000 rows, batches of 1
 members     `predict` of ten 784-64-10 networks on 10,000 rows, beside the mean of their softmaxes in a loop; and
             beside a loop over batches of 1,024 rows.
 tutorial    A training step of the SNGP tutorial's network, batches of 128, beside the deterministic network's. Also the
-            least that its 1,024 random features cost: the network with them and a Linear for its classifier.
+            least that its 1,024 random features cost: the network with them and a Linear for its classifier. And where
+            the microseconds of a step go, by torch's profiler, which adds some of its own.
 clinc       Training (`fit`, ten epochs, covariance included) of 384-512-150 on 15,000 embeddings with 1,024 random
             features, beside the same network's; and the least that the features cost.
 steps       A training step (forward, backward, AdamW) of SNGP, batches of 32, beside the deterministic one's: ResNet-50
             of 224 x 224, BERT-base of 64 tokens, resnet18 and vit_tiny of 64 x 64, MiniLM of 32 tokens (its package).
+            Of these --models names some; what is known of the others stays.
 inference   `SNGP.predict`, with variance, beside the plain forward: ResNet-50 of 224 x 224 and BERT-base, 8 inputs.
 
 Data and weights are random: milliseconds do not depend on them.
@@ -26,6 +28,7 @@ Data and weights are random: milliseconds do not depend on them.
 
 import argparse
 import importlib
+import json
 import math
 import warnings
 from collections.abc import Callable
@@ -167,6 +170,21 @@ def step_of(model: nn.Module, inputs: Inputs, targets: Tensor) -> Callable[[], N
     return step
 
 
+def profile_of(step: Callable[[], None], times: int = 100) -> dict[str, float]:
+    """Answers the microseconds of a step that are spent in each kind of operation."""
+    with torch.profiler.profile() as profile:
+        for _ in range(times):
+            step()
+    kinds = {
+        "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::mv"),
+        "cos and sin": ("aten::cos", "aten::sin"),
+        "dropout's draws": ("aten::bernoulli_",),
+    }
+    spent = {event.key: event.self_cpu_time_total / times for event in profile.key_averages()}
+    answer = {kind: sum(spent.pop(name, 0.0) for name in names) for kind, names in kinds.items()}
+    return {**answer, "all else": sum(spent.values())}
+
+
 class LeastHead(nn.Module):
     """The least that a head of random features does in training: the features, and a linear layer of them."""
 
@@ -193,7 +211,8 @@ def tutorial() -> dict[str, Any]:
         "sngp": SNGP(DeepResNet(), **SNGP_SETTINGS),
     }
     tasks = {name: step_of(model, inputs, targets) for name, model in models.items()}
-    return compared("tutorial", tasks, rounds=30, repeats=20, warm_up=2, judged="sngp")
+    answer = compared("tutorial", tasks, rounds=30, repeats=20, warm_up=2, judged="sngp")
+    return {**answer, "microseconds": {name: profile_of(task) for name, task in tasks.items()}}
 
 
 def clinc() -> dict[str, Any]:
@@ -319,6 +338,8 @@ def main() -> None:
     for name in arguments.parts:
         torch.manual_seed(0)
         result = PARTS[name](arguments.models) if name == "steps" else PARTS[name]()
+        if name == "steps" and arguments.out.exists():
+            result = {**json.loads(arguments.out.read_text()).get(name, {}), **result}
         save(arguments.out, {name: result, "machine": machine(torch.device("cpu")), "gflops_2048": gflops()})
         print(name, result, flush=True)
 

@@ -45,6 +45,27 @@ def test_every_output_weight_has_its_beta():
     assert not torch.allclose(gp.beta, weights, rtol=0.1)
 
 
+@pytest.mark.parametrize("num_classes", [5, 200])
+def test_an_answer_is_the_features_times_the_output_weights_however_many_classes(num_classes):
+    gp = RandomFeatureGaussianProcess(
+        D,
+        num_classes,
+        num_inducing=M,
+        kernel_scale="median",
+        parametrization="linear",
+        bias=0.5,
+        generator=seeded(),
+        dtype=torch.float64,
+    )
+    x = inputs(12).double().view(3, 4, D).requires_grad_(True)
+    assert gp.decide(inputs().double())
+    expected = gp.features(x) @ gp.output_weights + 0.5
+    torch.testing.assert_close(gp.mean(x), expected, rtol=1e-10, atol=1e-10)
+    slope = torch.randn(expected.shape, generator=seeded(6), dtype=torch.float64)
+    for one, other in zip(*(torch.autograd.grad(y, (x, gp.beta), slope) for y in (gp.mean(x), expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("spread", [1.0, 7.0])
 def test_a_step_has_the_spread_of_the_inputs_and_the_bias_of_a_linear(spread):
     """The plain formula: the kernel of a step of SGD, averaged over the training data."""

@@ -102,6 +102,11 @@ def dense_norm(layer, x):
         nn.Conv2d(2, 3, 3, padding="same", padding_mode="replicate"),
         nn.Conv2d(2, 3, (2, 4), padding="same", padding_mode="circular"),
         nn.Conv3d(1, 2, 2, stride=2, padding=1),
+        nn.Conv2d(3, 4, 2, stride=2),  # patches
+        nn.Conv2d(4, 4, 2, stride=2, groups=2),
+        nn.Conv2d(2, 3, (2, 1), stride=(3, 2)),
+        nn.Conv1d(2, 3, 3, stride=5, dilation=2),
+        nn.Conv1d(2, 3, 3, stride=4, dilation=2),
     ],
     ids=str,
 )

@@ -23,12 +23,12 @@ def in_eval_mode(model: nn.Module) -> nn.Module:
     thread or from within, meets it as it is.
     """
     waiting: list[nn.Module | None] = [model]  # modules() would take five times as long, of every call
-    while waiting:
-        module = waiting.pop()
+    for module in waiting:
         if module is not None:
             if module.training:
                 return replica(model)
-            waiting += module._modules.values()
+            if module._modules:
+                waiting += module._modules.values()
     return model
 
 

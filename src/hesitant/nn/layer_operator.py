@@ -19,7 +19,9 @@ def operator_of(layer: nn.Module, size: tuple[int, ...] | None, conv_norm: ConvN
         size: Of a convolution's input, without batch and channels.
         conv_norm: See :class:`~hesitant.nn.SpectralNormalizer`.
     """
-    if not isinstance(layer, _ConvNd) or conv_norm == "reshaped" or (conv_norm == "operator" and _is_pointwise(layer)):
+    if not isinstance(layer, _ConvNd) or conv_norm == "reshaped":
+        return MatrixOperator()
+    if conv_norm == "operator" and _looks_at_each_input_once(layer):
         return MatrixOperator()
     if size is None:
         return None
@@ -33,10 +35,13 @@ def operator_of(layer: nn.Module, size: tuple[int, ...] | None, conv_norm: ConvN
     return ConvOperator(layer.in_channels, size, stride, dilation, layer.groups, padding, mode)
 
 
-def _is_pointwise(layer: _ConvNd) -> bool:
-    """Answers whether a convolution is one matrix at each place that it looks at: its norm is the matrix's."""
-    alone = set(layer.kernel_size) == {1} and layer.groups == 1
-    return alone and (layer.padding_mode == "zeros" or not any(layer._reversed_padding_repeated_twice))
+def _looks_at_each_input_once(layer: _ConvNd) -> bool:
+    """Answers whether a convolution is one matrix at places that share no input: its norm is the matrix's."""
+    reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    apart = layer.groups == 1 and all(r <= step for r, step in zip(reach, layer.stride, strict=True))
+    # A place that is padding as a whole adds nothing; one that is so in part has a smaller norm.
+    pointwise = set(layer.kernel_size) == {1} and layer.padding_mode == "zeros"
+    return apart and (pointwise or not any(layer._reversed_padding_repeated_twice))
 
 
 @dataclass

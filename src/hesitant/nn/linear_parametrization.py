@@ -59,6 +59,15 @@ class LinearParametrization(nn.Module):
         common = (direction @ beta) * -damping  # (C,)
         return torch.addr(beta, direction, common) * scale
 
+    def product(self, features: Tensor, beta: Tensor) -> Tensor:
+        """Answers ``features w``, ``(B, C)``, of features ``(B, M)`` and beta ``(M, C)``, without making w.
+
+        The map from beta to w is symmetric, and features are fewer than weights where there are many classes.
+        """
+        scale, damping, direction = self._numbers(beta.dtype)
+        common = (features @ direction) * -damping  # (B,)
+        return (torch.addr(features, common, direction) @ beta) * scale
+
     def inverse(self, weights: Tensor) -> Tensor:
         """Answers the beta ``(M, C)`` of which :meth:`forward` makes these output weights."""
         scale, damping, direction = self._numbers(weights.dtype)

@@ -20,7 +20,7 @@ Parametrization = Literal["standard", "linear"]
 
 _NOT_DRAWN = -1  # of drawn_bits: something has set beta
 _DECIDING = 1024  # inputs that decide the parametrization, at most
-_FEW_CLASSES = 128  # beyond, turning the output weights round takes longer than one product with them
+_FEW_CLASSES = 128  # beyond, making or turning round the output weights takes longer than one product with them
 
 
 class RandomFeatureLayer(nn.Module):
@@ -143,6 +143,8 @@ class RandomFeatureLayer(nn.Module):
 
     def regularization_loss(self) -> Tensor:
         """Answers ``l2_penalty * sum(w^2)`` of the output weights, to be added to the training loss."""
+        if self.l2_penalty == 0:  # else the output weights, and a gradient of them, would be made for nothing
+            return self.beta.new_zeros(())
         return self.l2_penalty * self.output_weights.square().sum()
 
     @property
@@ -283,10 +285,13 @@ class RandomFeatureLayer(nn.Module):
         return beta if self.parametrization is None else self.parametrization(beta)
 
     def _mean(self, features: Tensor) -> Tensor:
-        weights, bias = self._output_weights(features.dtype), self.output_bias.to(features.dtype)
+        bias = self.output_bias.to(features.dtype)
         if self.out_features > _FEW_CLASSES:
-            return (features @ weights) * self.feature_scale + bias
+            beta, rows = self.beta.to(features.dtype), features.flatten(0, -2)
+            answer = rows @ beta if self.parametrization is None else self.parametrization.product(rows, beta)
+            return (answer * self.feature_scale + bias).unflatten(0, features.shape[:-1])
         # (C, M): products with a matrix of few columns, and their gradients, take ten times as long otherwise.
+        weights = self._output_weights(features.dtype)
         return F.linear(features, (weights * self.feature_scale).T.contiguous(), bias)
 
     def _checked(self, x: Tensor) -> Tensor:

@@ -55,8 +55,8 @@ class SpectralNormalizer(nn.Module):
     What is bounded: every Linear and convolution (and GPT-2's ``Conv1D``) whose weight is trainable. For a convolution
     it is the norm of the operator (its stride, padding, dilation, groups) at the input size that it last saw, which a
     forward hook notes, so that a convolution is bounded from the first change of its weights after a forward (that of
-    a pointwise one does not depend on it). The norm
-    that it came with is taken by :meth:`measure` after the first forward. At a size that comes later it is estimated:
+    one whose places share no input, a pointwise one or one that cuts patches, does not depend on it). The norm that it
+    came with is taken by :meth:`measure` after the first forward. At a size that comes later it is estimated:
     multiplied by the ratio of the present norms at the two sizes. What is not bounded: frozen and parametrized weights,
     the packed weight of ``nn.MultiheadAttention``, recurrent layers, transposed convolutions, parameters of modules
     that are none of these, normalisation layers. A BatchNorm scales by gamma / std and can undo the bound of the

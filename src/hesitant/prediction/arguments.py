@@ -56,13 +56,17 @@ def as_finite(
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}: pass one entry for each input"
         )
-    wrong = ~torch.isfinite(tensor) if minimum is None else ~(torch.isfinite(tensor) & (tensor >= minimum))
-    if bool(wrong.any()):
-        place = tuple(wrong.nonzero()[0].tolist())
-        raise ValueError(
-            f"{name}{list(place)} is {tensor[place].item()}, expected a finite number"
-            f"{'' if minimum is None else f' of at least {minimum:g}'}: look for the input or weight that made it"
-        )
+    floating = torch.finfo(tensor.dtype)
+    least = floating.min if minimum is None else minimum
+    if tensor.numel() > 0:
+        low, high = torch.stack(torch.aminmax(tensor)).tolist()  # one pass, where a mask takes several; NaN is in both
+        if not (low >= least and high <= floating.max):
+            wrong = ~((tensor >= least) & (tensor <= floating.max))
+            place = tuple(wrong.nonzero()[0].tolist())
+            raise ValueError(
+                f"{name}{list(place)} is {tensor[place].item()}, expected a finite number"
+                f"{'' if minimum is None else f' of at least {minimum:g}'}: look for the input or weight that made it"
+            )
     return tensor
 
 
