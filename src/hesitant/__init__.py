@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hesitant.evaluation import DeferralPolicy, calibrate, compare
-    from hesitant.methods import SNGP, DeepEnsemble, Deterministic, MCDropout
+    from hesitant.methods import SNGP, DeepEnsemble, Deterministic, MCDropout, load
     from hesitant.prediction import Prediction
     from hesitant.training import History, fit
 
@@ -25,11 +25,12 @@ __all__ = [
     "calibrate",
     "compare",
     "fit",
+    "load",
 ]
 
 _NAMES = {
     "evaluation": ("DeferralPolicy", "calibrate", "compare"),
-    "methods": ("SNGP", "DeepEnsemble", "Deterministic", "MCDropout"),
+    "methods": ("SNGP", "DeepEnsemble", "Deterministic", "MCDropout", "load"),
     "prediction": ("Prediction",),
     "training": ("History", "fit"),
 }
