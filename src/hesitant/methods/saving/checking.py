@@ -63,7 +63,7 @@ def require_policy(folder: SavedFolder, policy: Any) -> None:
         warnings.warn(
             f"{path} is not the policy that the model was saved with: a save was ended before its last step, or the"
             " file was replaced. hesitant.DeferralPolicy.load(folder) answers the one that belongs to the model.",
-            stacklevel=5,
+            stacklevel=4,
         )
 
 

@@ -57,6 +57,7 @@ def require_architecture(architecture: Any, where: str) -> dict[str, Any]:
         SavedModelError: It has not.
     """
     form = isinstance(architecture, Mapping) and architecture.get("kind") in KINDS
+    form = form and all(isinstance(architecture.get(name, ""), str) for name in ("head", "outline", "class"))
     if form and architecture["kind"] != "given":
         arguments = architecture.get("arguments")
         form = isinstance(architecture.get("name"), str) and isinstance(arguments, Mapping)
