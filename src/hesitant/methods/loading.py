@@ -25,7 +25,6 @@ from hesitant.methods.saving import (
     read_preprocessing,
     read_tensors,
     require_config,
-    require_policy,
 )
 from hesitant.methods.sngp import SNGP
 
@@ -91,20 +90,18 @@ def load_within(
     """Answers what :func:`load` does, for a folder whose files may be links to others within ``root``."""
     device = torch.empty(0, device=device or "cpu").device  # of a device that is not there, torch says so
     saved = SavedFolder.at(folder, root)
-    config, tensors = _read(saved)
+    config, tensors, preprocessing = _read(saved)
     where = saved.path / CONFIG
-    limits = Limits(sum(tensor.numel() for tensor in tensors.tensors.values()), len(tensors.tensors))
     trusted = (trust,) if isinstance(trust, str) else tuple(trust)
     given = None if model is None else [model] if isinstance(model, nn.Module) else list(model)
-    rebuilder = Rebuilder(where, limits, trusted, given, device, config["versions"])
+    rebuilder = Rebuilder(where, Limits.of(tensors), trusted, given, device, config["versions"])
     method = rebuilder.rebuilt(config["method"])
     with naming(f"{where}: the weights do not fit the network", "load with model=net, the network that was saved."):
         _put(method, tensors, device)
         _freeze(method, config["weights"]["frozen"])
         _require_temperatures(method, config["method"])
     method.label_names = config["label_names"]
-    method.preprocessing = read_preprocessing(config["preprocessing"], saved)
-    require_policy(saved, config["policy"])
+    method.preprocessing = preprocessing
     for doubt in rebuilder.doubts:
         warnings.warn(doubt, ArchitectureWarning, stacklevel=3)
     return method.eval()
@@ -115,12 +112,13 @@ def saved_policy(folder: str | Path) -> Any:
     return require_config(SavedFolder.at(folder))["policy"]
 
 
-def _read(saved: SavedFolder) -> tuple[dict[str, Any], SavedTensors]:
-    """Answers the config and the tensors of one save; who saves meanwhile may take the files of the one before away."""
+def _read(saved: SavedFolder) -> tuple[dict[str, Any], SavedTensors, Any]:
+    """Answers the config, tensors and preprocessing of one save; who saves meanwhile takes those before it away."""
     for _ in range(_TRIES):
         config = require_config(saved)
         try:
-            return config, read_tensors(saved, config["weights"])
+            tensors = read_tensors(saved, config["weights"])
+            return config, tensors, read_preprocessing(config["preprocessing"], saved)
         except (SavedModelError, FileNotFoundError):
             if require_config(saved) == config:
                 raise

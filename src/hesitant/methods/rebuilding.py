@@ -67,6 +67,10 @@ class Rebuilder:
         architectures = self._architectures(node, 0)
         if "method" not in node:
             raise self._changed("it is of a network without a method")
+        try:
+            self._limits.require_few(len(architectures))
+        except ValueError as error:
+            raise self._changed(str(error)) from None
         self._networks = iter(self._chosen(architectures))
         return self._part(node)
 

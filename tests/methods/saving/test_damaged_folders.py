@@ -5,7 +5,6 @@ import os
 import pickle
 import struct
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,11 +41,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, match: str, **options: Any) -> str:
-    """Answers the message of the error, which names a file of the folder and is raised soon."""
-    started = time.monotonic()
+    """Answers the message of the error, which names a file of the folder."""
     with pytest.raises(SavedModelError, match=match) as raised:
         hesitant.load(folder, **options)
-    assert time.monotonic() - started < 20
     assert str(folder) in str(raised.value)
     assert len(str(raised.value)) < 1500
     return str(raised.value)
