@@ -66,6 +66,14 @@ def test_nested_ensembles_of_several_methods_and_architectures(tmp_path: Path) -
     assert loaded.members[0].members[1].masks == "shared"
 
 
+def test_a_method_within_a_method(tmp_path: Path) -> None:
+    method = Deterministic(sngp(seeded(mlp)))
+    fit_covariances(method, rows())
+    loaded = saved_and_loaded(method, tmp_path)
+    assert isinstance(loaded.model, SNGP)
+    assert torch.equal(loaded(rows()), method.eval()(rows()))
+
+
 @pytest.mark.parametrize("posterior", ["mean_field", "monte_carlo"])
 def test_a_calibrated_temperature_and_factor_come_back(posterior: str, tmp_path: Path) -> None:
     method = sngp(seeded(mlp))
