@@ -205,9 +205,7 @@ def test_a_library_that_builds_something_else_by_now_is_said(tmp_path: Path, mon
 def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Deterministic(timm_net("resnet18")()).save_pretrained(tmp_path)
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(
-        SavedModelError, match=r"a network of timm.*install it, hesitant\[timm\], or load with"
-    ):
+    with pytest.raises(SavedModelError, match=r"a network of timm.*install it, hesitant\[timm\], or load with"):
         hesitant.load(tmp_path)
 
 
