@@ -177,6 +177,12 @@ def test_the_warning_is_once_for_all_networks_and_not_for_who_says_so(tmp_path: 
     assert seen[0].filename == __file__
 
 
+def test_the_warning_says_which_network_it_is(tmp_path: Path) -> None:
+    method = DeepEnsemble([mlp(), DeepEnsemble([mlp(), Deterministic(OwnNet())])])
+    with pytest.warns(ArchitectureWarning, match=r"\(members.1.members.1.model: a OwnNet is no network of"):
+        method.save_pretrained(tmp_path)
+
+
 def test_networks_of_which_some_are_given_take_their_places(tmp_path: Path) -> None:
     method = DeepEnsemble([seeded(OwnNet), seeded(mlp, 1), seeded(OwnNet, 2)])
     with pytest.warns(ArchitectureWarning):
