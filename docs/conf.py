@@ -36,8 +36,8 @@ nitpick_ignore_regex = [
     # What public functions answer with or take, and no door has.
     (
         r"py:class",
-        r"hesitant\..*\.(ClassFactor|Column|CovarianceFit|Inputs|ModelWrapper|Outcome|OwnerOfSums|PosteriorFactor"
-        r"|PredictionFile|Predictor|Tempered)",
+        r"hesitant\..*\.(ClassFactor|Column|CovarianceFit|Inputs|ModelWrapper|Outcome|OwnerOfSums|OwnMethod"
+        r"|PosteriorFactor|PredictionFile|Predictor|Tempered)",
     ),
 ]
 

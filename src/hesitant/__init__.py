@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hesitant.evaluation import DeferralPolicy, calibrate, compare
-    from hesitant.methods import SNGP, CovarianceSums, DeepEnsemble, Deterministic, MCDropout
+    from hesitant.methods import SNGP, CovarianceSums, DeepEnsemble, Deterministic, MCDropout, load
     from hesitant.prediction import Prediction
     from hesitant.training import History, fit
 
@@ -26,11 +26,12 @@ __all__ = [
     "calibrate",
     "compare",
     "fit",
+    "load",
 ]
 
 _NAMES = {
     "evaluation": ("DeferralPolicy", "calibrate", "compare"),
-    "methods": ("SNGP", "CovarianceSums", "DeepEnsemble", "Deterministic", "MCDropout"),
+    "methods": ("SNGP", "CovarianceSums", "DeepEnsemble", "Deterministic", "MCDropout", "load"),
     "prediction": ("Prediction",),
     "training": ("History", "fit"),
 }

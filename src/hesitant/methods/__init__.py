@@ -3,8 +3,9 @@
 What they share stands beside them: how a model is asked (``wrapper``), what its outputs are (``outputs``), temperature
 (``temperature``), a double of a model so that no call writes onto it (``replica``), seeds (``random_state``); and what
 detectors ask of them, the features that a classifier is given (``feature_source``). The inside of each is a room of its
-own: ``gaussian_head`` of SNGP, ``dropout`` of MC dropout, ``members`` of the ensemble. ``training`` trains the methods,
-``detection`` and ``evaluation`` ask them.
+own: ``gaussian_head`` of SNGP, ``dropout`` of MC dropout, ``members`` of the ensemble. ``saving`` writes them into a
+folder and reads one; ``loading`` makes them again, from networks that ``rebuilding`` builds. ``training`` trains the
+methods, ``detection`` and ``evaluation`` ask them.
 Names imported ``as`` themselves are for other rooms, not for users.
 """
 
@@ -12,17 +13,31 @@ from hesitant.methods.calibration_digest import calibration_digest as calibratio
 from hesitant.methods.deep_ensemble import DeepEnsemble
 from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.feature_source import FeatureSource as FeatureSource
-from hesitant.methods.gaussian_head import CovarianceSums
+from hesitant.methods.gaussian_head import CovarianceSums, FrozenHeadWarning
+from hesitant.methods.loading import load
+from hesitant.methods.loading import load_within as load_within
+from hesitant.methods.loading import saved_policy as saved_policy
 from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.outputs import OutputProbe as OutputProbe
 from hesitant.methods.outputs import Outputs as Outputs
 from hesitant.methods.outputs import logits_of as logits_of
 from hesitant.methods.outputs import require_rows as require_rows
 from hesitant.methods.random_state import derived_seed as derived_seed
-from hesitant.methods.sngp import SNGP, FrozenHeadWarning
+from hesitant.methods.saving import ArchitectureWarning, SavedModelError
+from hesitant.methods.sngp import SNGP
 from hesitant.methods.temperature import Tempered as Tempered
 from hesitant.methods.temperature import forget_calibrations as forget_calibrations
 from hesitant.methods.wrapper import Gathered as Gathered
 from hesitant.methods.wrapper import ModelWrapper as ModelWrapper
 
-__all__ = ["SNGP", "CovarianceSums", "DeepEnsemble", "Deterministic", "FrozenHeadWarning", "MCDropout"]
+__all__ = [
+    "SNGP",
+    "ArchitectureWarning",
+    "CovarianceSums",
+    "DeepEnsemble",
+    "Deterministic",
+    "FrozenHeadWarning",
+    "MCDropout",
+    "SavedModelError",
+    "load",
+]
