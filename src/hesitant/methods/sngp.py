@@ -1,19 +1,17 @@
 """SNGP: a distance-aware classifier from a single model and a single forward pass."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hesitant.inputs import Batch, as_class_targets, batches
+from hesitant.inputs import Batch, as_class_targets, batches, data_sample
 from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.gaussian_head import (
     FittedWeights,
     OodScore,
     ReplacedClassifier,
-    counted_features,
     find_classifier,
     gaussian_process_in,
     keep,
@@ -22,6 +20,7 @@ from hesitant.methods.gaussian_head import (
     posterior_of,
     sample_for,
     summed_contributions,
+    training_output,
 )
 from hesitant.methods.outputs import Outputs, require_kind
 from hesitant.methods.random_state import require_seed
@@ -51,18 +50,10 @@ _SUSPICIOUS = (
     "export: the covariance may be stale, for something may have moved the weights since it was fitted. Ask for"
     " model.covariance_state, or call fit_covariance(data), and export then."
 )
-_FROZEN = (
-    "the output weights of the Gaussian process, gp.beta, are frozen: they stay as they were drawn at random. Set"
-    " model.gp.beta.requires_grad = True; with PEFT, name the classifier among its modules_to_save."
-)
 _NO_SPLIT = (
     "the mean-field approximation answers with one distribution, which cannot be split: predict with"
     ' posterior="monte_carlo".'
 )
-
-
-class FrozenHeadWarning(UserWarning):
-    """The output weights of an SNGP do not train: they stay as they were drawn at random."""
 
 
 class SNGP(ModelWrapper):
@@ -195,29 +186,10 @@ class SNGP(ModelWrapper):
                 self._verify()
             return self.tempered_output(self._apart(args, kwargs), kwargs, temperature)
         if self.spectral_normalizer is None or not torch.is_grad_enabled():
-            return self._training_output(args, kwargs)
+            return training_output(self.model, self.gp, args, kwargs)
         self.spectral_normalizer.project()
-        output = self._training_output(args, kwargs)
+        output = training_output(self.model, self.gp, args, kwargs)
         self.spectral_normalizer.measure()  # before a step moves the weights of convolutions that were met just now
-        return output
-
-    def _training_output(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        gp = self.gp
-        running = gp.laplace.momentum is not None
-        if not gp.beta.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            warnings.warn(_FROZEN, FrozenHeadWarning, stacklevel=5)
-        if (
-            not torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or not (running or gp.is_open or gp.scale.follows)
-        ):
-            return self.model(*args, **kwargs)
-        # Plain, for the layer alone would count padding too.
-        with recorded(plain=running, decides=True) as calls:
-            output = self.model(*args, **kwargs)
-        if running and not gp.is_open:
-            for call in calls:
-                gp.update(counted_features(self.model, call, output, args, kwargs))
         return output
 
     def _apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -258,7 +230,7 @@ class SNGP(ModelWrapper):
         return BoundTable() if self.spectral_normalizer is None else self.spectral_normalizer.bounds()
 
     def regularization_loss(self) -> Tensor:
-        """Answers the L2 penalty on the output weights, to be added to the training loss."""
+        """Answers the L2 penalty on the output weights, to be added to a loss of one's own; the model's own has it."""
         return self.gp.regularization_loss()
 
     def start_from_classifier(self, data: Any, *, batch_size: int | None = None, seed: int = 0) -> bool:
@@ -279,7 +251,9 @@ class SNGP(ModelWrapper):
         """
         return self._replaced.start(self.model, self.gp, data, self.outputs, batch_size, seed)
 
-    def fit_covariance(self, data: Any, *, batch_size: int | None = None) -> None:
+    def fit_covariance(
+        self, data: Any, *, batch_size: int | None = None, num_inputs: int | None = None, seed: int = 0
+    ) -> None:
         """Fits the covariance to the training data: one exact pass, without gradients or dropout, from scratch.
 
         The pass runs apart: until it is done, and if it fails, the covariance is what it was. In a run of several
@@ -290,10 +264,14 @@ class SNGP(ModelWrapper):
             data: As for :func:`hesitant.fit`, with or without targets.
             batch_size: Inputs in one forward pass, where the data has no batches of its own; None chooses by their
                 size.
+            num_inputs: How many stand for all of them, a uniform sample whose sum is scaled to the full number: for
+                evaluations in the middle of training. A few times ``num_inducing``: fewer leave directions that the
+                data does inform as wide as the prior. None is all, the exact pass.
+            seed: Of that choice.
 
         Raises:
             CovarianceError: The layer keeps a running covariance (``momentum``).
-            ValueError: The data is empty or holds NaN or Inf.
+            ValueError: The data is empty or holds NaN or Inf, or has no length to choose from.
         """
         gp = self.gp
         if gp.laplace.momentum is not None:
@@ -307,8 +285,9 @@ class SNGP(ModelWrapper):
             )
         self.start_from_classifier(data, batch_size=batch_size)
         sample = sample_for(self.neighbors)
-        product, count = summed_contributions(self.model, gp, data, batch_size, sample)
-        gp.replace_covariance(product, count)
+        chosen, weight = (data, 1.0) if num_inputs is None else data_sample(data, num_inputs, seed)
+        product, count = summed_contributions(self.model, gp, chosen, batch_size, sample)
+        gp.replace_covariance(product.mul_(weight), round(count * weight))
         keep(self.neighbors, sample)
         self.fitted_weights.note(self.model, self._laplace_prefix())
 

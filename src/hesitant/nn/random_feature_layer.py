@@ -14,6 +14,7 @@ from hesitant.nn.gram import add_gram, mirror
 from hesitant.nn.kernel_scale import KernelScale
 from hesitant.nn.likelihood import Likelihood, check_likelihood, data_weights
 from hesitant.nn.linear_parametrization import LinearParametrization
+from hesitant.nn.penalty import marked_penalty
 from hesitant.nn.random_features import RandomFeatureKind, draw_projection
 
 Parametrization = Literal["standard", "linear"]
@@ -142,7 +143,7 @@ class RandomFeatureLayer(nn.Module):
 
     def regularization_loss(self) -> Tensor:
         """Answers ``l2_penalty * sum(w^2)`` of the output weights, to be added to the training loss."""
-        return self.l2_penalty * self.output_weights.square().sum()
+        return marked_penalty(self.l2_penalty * self.output_weights.square().sum(), self)
 
     @property
     def is_open(self) -> bool:

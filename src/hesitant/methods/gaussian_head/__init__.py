@@ -1,9 +1,10 @@
 """The inside of SNGP: which layer is its classifier, what the model makes of the logits, which features count.
 
 ``find_classifier`` tells the Linear that makes the logits which are read (``logit_makers``); ``ReplacedClassifier``
-lets the Gaussian process start from what it knew; ``posterior_of`` carries a variance through what a model makes of its
-classifier's logits (``continuation``, ``linear_dependence``); ``counted_features`` tells which features count, and
-``summed_contributions`` what all the data, shared among ``workers``, say of the covariance; ``keep`` holds training
+lets the Gaussian process start from what it knew; ``training_output`` is the forward of training, with the penalty in a
+loss of the model's own (``penalized``); ``posterior_of`` carries a variance through what a model makes of its
+classifier's logits (``continuation``, ``linear_dependence``); ``summed_contributions`` answers what all the data, or a
+sample of them (``features``: which count), shared among ``workers``, say of the covariance; ``keep`` holds training
 features for a nearest-neighbour score; ``monte_carlo`` draws; ``FittedWeights`` tells whether weights have moved
 (``fingerprint``). Only the methods call them.
 """
@@ -17,9 +18,12 @@ from hesitant.methods.gaussian_head.fingerprint import fingerprint
 from hesitant.methods.gaussian_head.fitted_weights import FittedWeights
 from hesitant.methods.gaussian_head.neighbors import OodScore, keep, neighbors_for, sample_for
 from hesitant.methods.gaussian_head.posterior_of_answer import posterior_of
+from hesitant.methods.gaussian_head.training_output import FrozenHeadWarning, training_output
+from hesitant.methods.gaussian_head.workers import share_weights
 
 __all__ = [
     "FittedWeights",
+    "FrozenHeadWarning",
     "OodScore",
     "ReplacedClassifier",
     "counted_features",
@@ -31,5 +35,7 @@ __all__ = [
     "neighbors_for",
     "posterior_of",
     "sample_for",
+    "share_weights",
     "summed_contributions",
+    "training_output",
 ]
