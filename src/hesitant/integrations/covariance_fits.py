@@ -28,6 +28,7 @@ class CovarianceFits:
         if num_inputs is not None and num_inputs < 1:
             raise ValueError(f"num_inputs={num_inputs} must be at least 1, or None for all inputs.")
         self.data, self.batch_size, self.num_inputs, self.seed = data, batch_size, num_inputs, seed
+        self._paused = False  # whether something was fitted since training went on
 
     def begin(self, root: nn.Module, loader: Any) -> None:
         """Readies a model for training, as ``hesitant.fit`` does: see there for what it does to a calibration.
@@ -36,13 +37,20 @@ class CovarianceFits:
         goes on as an unbroken one.
         """
         forget_calibrations(root)
+        self._paused = True
         for method in sngps(root):
             if method.gp.is_as_drawn():
                 with undisturbed():
                     started = method.start_from_classifier(self._data(loader), batch_size=self.batch_size)
                 if started and several_workers():
                     share_weights(method)
-            method.gp.expect_no_step()
+
+    def go_on(self, root: nn.Module) -> None:
+        """Lets training go on after a fit as if there had been none; to be called before each step."""
+        if self._paused:
+            self._paused = False
+            for method in sngps(root):
+                method.gp.expect_step()
 
     def fit(self, root: nn.Module, loader: Any, *, exact: bool = False) -> None:
         """Fits the covariances that are not those of the present weights; all workers of a run call this.
@@ -53,6 +61,7 @@ class CovarianceFits:
             exact: Whether to go through all data where a sample has stood for it.
         """
         num_inputs = None if exact else self.num_inputs
+        self._paused = True
         for method in sngps(root):
             running = method.gp.laplace.momentum is not None
             if running or (method.covariance_state == "fitted" and not (exact and self.num_inputs is not None)):

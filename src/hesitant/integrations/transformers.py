@@ -76,6 +76,10 @@ class FitCovariance(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Lets a running covariance of momentum 1 begin anew."""
         forget_each_epoch(kwargs["model"])
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Lets training go on as if nothing had been fitted."""
+        self._fits.go_on(kwargs["model"])
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Fits, if an evaluation or a checkpoint comes next."""
         if control.should_evaluate or control.should_save:
