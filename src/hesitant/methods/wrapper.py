@@ -197,8 +197,9 @@ def bind_forward(wrapper: nn.Module, model: nn.Module) -> None:
     """Gives the wrapper's ``forward`` the signature of the model's, or of the one within that PEFT's passes all on to."""
     signature = inspect.signature(model.forward)
     named = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if not named and hasattr(model, "get_base_model"):
-        signature = inspect.signature(model.get_base_model().forward)
+    around: Any = model
+    if not named and hasattr(around, "get_base_model"):
+        signature = inspect.signature(around.get_base_model().forward)
     wrapper.__dict__["forward"] = types.MethodType(_with_signature(type(wrapper).forward, signature), wrapper)
 
 
