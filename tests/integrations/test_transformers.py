@@ -165,6 +165,7 @@ def test_bfloat16_trains_and_is_fitted(tmp_path: Path) -> None:
     torch.testing.assert_close(answered, method.predict(TEST).probs, rtol=0.05, atol=0.02)  # of 8 bits
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which torch's compiler looks at
 def test_a_compiled_model_trains_and_is_fitted(tmp_path: Path) -> None:
     method = sngp()

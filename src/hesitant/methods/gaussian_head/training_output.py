@@ -27,11 +27,7 @@ def training_output(
     running = gp.laplace.momentum is not None
     if not gp.beta.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         warnings.warn(_FROZEN, FrozenHeadWarning, stacklevel=5)
-    if (
-        not torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or not (running or gp.is_open or gp.scale.follows)
-    ):
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not (running or gp.is_open or gp.scale.follows):
         return with_penalty(model(*args, **kwargs), gp)
     # Plain, for the layer alone would count padding too.
     with recorded(plain=running, decides=True) as calls:
