@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer with a method for a model: nothing to set, and what is evaluated and saved is what is deployed."""
+"""Hugging Face's Trainer with a method for a model: nothing to set; what is evaluated and saved is what is deployed."""
 
 from pathlib import Path
 from typing import Any

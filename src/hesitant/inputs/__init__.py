@@ -2,9 +2,9 @@
 
 A tuple is ``(inputs, targets)``; a list of tensors, or a dict of them, is several inputs of the model. Training goes
 through data in an order of its own (``training_loader``, ``member_loader``), the workers of a distributed run share it
-(``shared_batches``), a sample stands for it (``data_sample``), what is compared is read again and again in one order (``RepeatableData``), and ``split`` parts
-data so that each use has inputs of its own. ``fit``, ``fit_covariance``, ``predict``, ``calibrate`` and ``compare``
-read data through here.
+(``shared_batches``), a sample stands for it (``data_sample``), what is compared is read again and again in one order
+(``RepeatableData``), and ``split`` parts data so that each use has inputs of its own. ``fit``, ``fit_covariance``,
+``predict``, ``calibrate`` and ``compare`` read data through here.
 """
 
 from hesitant.inputs.batch import Batch, map_tensors, num_inputs, tensors_of

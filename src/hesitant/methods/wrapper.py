@@ -194,7 +194,10 @@ def outputs_of(model: nn.Module) -> Outputs:
 
 
 def bind_forward(wrapper: nn.Module, model: nn.Module) -> None:
-    """Gives the wrapper's ``forward`` the signature of the model's, or of the one within that PEFT's passes all on to."""
+    """Gives the wrapper's ``forward`` the signature of the model's.
+
+    A model of PEFT passes all on to the one within, and may have no signature of its own: then that counts.
+    """
     signature = inspect.signature(model.forward)
     named = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     around: Any = model
