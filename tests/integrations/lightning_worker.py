@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from tests.integrations.running import states
-from tests.integrations.tiny_lightning import Classifier, network, trained
+from tests.integrations.tiny_lightning import FAR, TEST, Classifier, network, trained
 from torch.nn.parallel import DistributedDataParallel
 
+from hesitant.evaluation import StreamingMetrics
 from hesitant.integrations.lightning import FitCovariance
 
 
@@ -40,6 +41,12 @@ def main(folder: Path) -> None:
     steps = ModelCheckpoint(dirpath=folder / "steps", every_n_train_steps=2, save_top_k=-1)
     trained(folder, averaged, EMAWeightAveraging(decay=0.9), FitCovariance(num_inputs=20), steps, **options)
     answer["averaged"] = states(averaged)
+
+    shares = StreamingMetrics()
+    for row in range(dist.get_rank(), len(TEST), 2):
+        shares.update(averaged.method.predict(TEST[row : row + 1]))
+        shares.update_ood("far", averaged.method.predict(FAR[row : row + 1]))
+    answer["metrics"] = shares.of_all_workers().compute()
     torch.save(answer, folder / f"{dist.get_rank()}.pt")
     dist.barrier()
     dist.destroy_process_group()

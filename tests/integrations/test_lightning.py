@@ -7,13 +7,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from tests.integrations.running import assert_equal_states, states
-from tests.integrations.tiny_lightning import QUIET, TEST, TRAIN, Classifier, X, Y, loader, network, runs, trained
+from tests.integrations.tiny_lightning import FAR, QUIET, TEST, TRAIN, Classifier, X, Y, loader, network, runs, trained
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset, TensorDataset, WeightedRandomSampler
 
 from hesitant import SNGP, MCDropout
-from hesitant.evaluation import nll
+from hesitant.evaluation import StreamingMetrics, auroc, ece, nll
 from hesitant.integrations.lightning import FitCovariance
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
@@ -314,3 +314,35 @@ def test_arguments_are_looked_at(tmp_path: Path) -> None:
     module.method = MCDropout(network())
     with pytest.raises(ValueError, match=r"Classifier holds no SNGP.*Leave the callback out"):
         trained(tmp_path, module)
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def test_metrics_of_the_deployed_distribution_are_logged_batch_by_batch(tmp_path: Path) -> None:
+    class Measured(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.metrics = StreamingMetrics()
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            if not self.trainer.sanity_checking:
+                inputs, targets = batch
+                self.metrics.update(self.method.predict((inputs, targets)))
+                self.metrics.update_ood("far", self.method.predict(FAR))
+
+        def on_validation_epoch_end(self) -> None:
+            if not self.trainer.sanity_checking:
+                self.log_dict(self.metrics.of_all_workers().compute())
+                self.metrics.reset()
+
+    module, checkpoint = Measured(), ModelCheckpoint(monitor="nll")
+    given = {"val_dataloaders": loader(TEST, shuffle=False, batch_size=20)}
+    trainer = trained(tmp_path, module, checkpoint, **given)
+    method = module.method
+    prediction = method.predict(TEST)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged["nll"] == pytest.approx(nll(prediction), rel=1e-6)  # which Lightning keeps in float32
+    assert logged["ece"] == pytest.approx(ece(prediction), rel=1e-6)
+    assert logged["auroc_far"] == pytest.approx(auroc(prediction.ood_score, method.predict(FAR).ood_score))
+    assert checkpoint.best_model_score is not None

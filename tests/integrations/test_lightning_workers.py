@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from tests.integrations.running import assert_equal_states
-from tests.integrations.tiny_lightning import TEST, TRAIN, Classifier, network
+from tests.integrations.tiny_lightning import FAR, TEST, TRAIN, Classifier, network
 from tests.integrations.workers import in_workers
 
-from hesitant.evaluation import nll
+from hesitant.evaluation import StreamingMetrics, nll
 
 pytestmark = pytest.mark.slow
 
@@ -68,3 +68,13 @@ def test_every_checkpoint_of_a_step_is_fitted(folder: Path, answers: list[dict[s
 def test_the_sums_are_not_broadcast(answers: list[dict[str, Any]]) -> None:
     assert answers[0]["broadcast"]
     assert not [name for name in answers[0]["broadcast"] if "laplace" in name]
+
+
+def test_the_metrics_of_all_workers_are_those_of_one(answers: list[dict[str, Any]]) -> None:
+    module = Classifier()
+    module.load_state_dict(answers[0]["averaged"])
+    alone = StreamingMetrics()
+    for row in range(len(TEST)):  # rows by themselves, for a forward pass of many rounds as it likes
+        alone.update(module.method.predict(TEST[row : row + 1]))
+        alone.update_ood("far", module.method.predict(FAR[row : row + 1]))
+    assert answers[0]["metrics"] == answers[1]["metrics"] == alone.compute()

@@ -15,6 +15,7 @@ from hesitant.integrations.lightning import FitCovariance
 X = torch.randn(70, 4, generator=torch.Generator().manual_seed(0))
 Y = X[:, :3].argmax(1)
 TRAIN, TEST = TensorDataset(X[:50], Y[:50]), TensorDataset(X[50:], Y[50:])
+FAR = X[50:] + 20
 # What Lightning has to say of this machine, of small data and of other libraries.
 QUIET = (
     "ignore:.*does not have many workers",
