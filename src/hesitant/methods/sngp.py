@@ -145,12 +145,13 @@ class SNGP(ModelWrapper):
         self.classifier_name = name
         self._replaced = ReplacedClassifier(linear)
         self.ood_score, self.neighbors = ood_score, neighbors_for(ood_score, gp)
+        self.fitted_weights = FittedWeights()
+        # Last: its state grows with the layers that it has met, and timm's averages pair state dicts by their order.
         self.spectral_normalizer = (
             None
             if norm_bound is None
             else SpectralNormalizer(model, norm_bound, conv_norm=conv_norm, only=only, exclude=exclude)
         )
-        self.fitted_weights = FittedWeights()
         self.fitted_weights.look_at_what_is_loaded(self)
         self.register_load_state_dict_post_hook(_factor_what_was_loaded)
         # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
