@@ -199,8 +199,9 @@ def test_bfloat16_trains_and_is_fitted(tmp_path: Path) -> None:
     assert nll(saved.predict(TEST)) == pytest.approx(module.validated[-1], rel=0.02)  # of 8 bits
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which torch's compiler looks at
-@pytest.mark.parametrize("part", ["method", pytest.param("module", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("part", ["method", "module"])
 def test_what_is_compiled_trains_and_is_fitted(part: str, tmp_path: Path) -> None:
     torch._dynamo.reset()
     module, checkpoint = Classifier(), ModelCheckpoint(save_last=True)
