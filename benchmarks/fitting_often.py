@@ -5,7 +5,7 @@
 
 Writes benchmarks/results/fitting_often.json. After each epoch the covariance is fitted to all training data and to
 samples of 1,024 to 8,192 inputs (`fit_covariance(num_inputs=...)`, M = 1,024), each timed beside that epoch, and the
-validation NLL is taken. Parts:
+validation NLL is taken; that of the plain logits, which a loop without a fit goes by, stands beside it. Parts:
 
 sentences  CLINC150 on the kept embeddings of MiniLM (15,000 to train on, 3,000 to validate): a network 384-512-150 that
            costs next to nothing, so that a fit costs relatively much.
@@ -25,7 +25,7 @@ from _measuring import machine, save
 from _sentences import clinc150_texts, embeddings
 from torch import Tensor, nn
 
-from hesitant import SNGP
+from hesitant import SNGP, Prediction
 from hesitant.data import mnist, split
 from hesitant.evaluation import nll
 
@@ -87,11 +87,14 @@ def measure(part: str, folder: Path) -> dict[str, Any]:
     kinds: dict[str, int | None] = {"all": None} | {str(number): number for number in SAMPLES}
     seconds: dict[str, list[float]] = {name: [] for name in ("epoch", *kinds)}
     losses: dict[str, list[float]] = {name: [] for name in kinds}
+    plain: list[float] = []
     for _ in range(epochs):
         seconds["epoch"].append(timed(lambda: epoch(model, optimizer, train, generator)))
         for name, number in kinds.items():
             seconds[name].append(timed(lambda number=number: model.fit_covariance(train, num_inputs=number)))  # type: ignore[misc]
-            losses[name].append(nll(model.predict(validation)))
+            prediction = model.predict(validation)
+            losses[name].append(nll(prediction))
+        plain.append(nll(Prediction.from_logits(prediction.logits, targets=prediction.targets)))
         print(part, {name: round(values[-1], 4) for name, values in losses.items()}, flush=True)
     best = {name: min(range(epochs), key=values.__getitem__) + 1 for name, values in losses.items()}
     beside = {
@@ -107,6 +110,7 @@ def measure(part: str, folder: Path) -> dict[str, Any]:
         "median_seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "fit_beside_an_epoch": beside,
         "validation_nll": losses,
+        "validation_nll_of_plain_logits": plain,
         "largest_gap_of_validation_nll": gaps,
         "best_epoch": best,
     }

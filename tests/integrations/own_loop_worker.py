@@ -1,4 +1,4 @@
-"""One of several workers of the loop on Accelerate that docs/own-loop.md shows; ``test_own_loop_workers`` starts them."""
+"""One of several workers of the loop on Accelerate in docs/own-loop.md; ``test_own_loop_workers`` starts them."""
 
 import sys
 import warnings

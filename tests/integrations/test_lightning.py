@@ -154,6 +154,20 @@ def test_an_average_of_weights_is_fitted_for_validation_checkpoints_and_the_end(
     torch.testing.assert_close(told, module.method.gp.precision)
 
 
+@pytest.mark.parametrize("buffers", [True, False])
+def test_an_average_keeps_its_own_neighbours(buffers: bool, tmp_path: Path) -> None:
+    module, averaging = Classifier(ood_score="knn"), EMAWeightAveraging(decay=0.9, use_buffers=buffers)
+    trained(tmp_path, module, FitCovariance(num_inputs=20), averaging, best_and_last())
+    assert len(module.method.neighbors.inputs) == len(TRAIN)
+    told = module.method.predict(TEST).ood_score
+    module.method.fit_covariance(TRAIN)
+    assert torch.equal(module.method.predict(TEST).ood_score, told)
+    saved = Classifier(ood_score="knn")
+    saved.load_state_dict(torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+    assert saved.method.covariance_state == "fitted"
+    assert len(saved.method.neighbors.inputs) == 20
+
+
 @pytest.mark.parametrize("norm", [True, False])
 def test_stochastic_weight_averaging_ends_fitted(norm: bool, tmp_path: Path) -> None:
     module, checkpoint = Classifier(network(norm=norm)), ModelCheckpoint(save_last=True)

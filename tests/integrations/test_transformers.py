@@ -242,6 +242,16 @@ def test_a_sample_stands_for_the_data_until_the_end(tmp_path: Path) -> None:
     torch.testing.assert_close(by_hand.gp.precision, exact)
 
 
+def test_neighbours_are_kept_too(tmp_path: Path) -> None:
+    method = sngp(ood_score="knn")
+    trained(tmp_path, method, FitCovariance(num_inputs=16), load_best_model_at_end=True)
+    assert method.neighbors is not None
+    assert len(method.neighbors.inputs) == len(TRAIN)
+    best = loaded(tmp_path / "checkpoint-6", sngp(ood_score="knn"))
+    assert best.neighbors is not None
+    assert len(best.neighbors.inputs) == 16
+
+
 def test_every_input_counts_once_whatever_the_sampler(tmp_path: Path) -> None:
     of_lengths = [{**row, "length": 6 - row["labels"]} for row in sentences(21, 3)]
     method = trained(tmp_path, train_dataset=of_lengths, train_sampling_strategy="group_by_length", max_steps=1,

@@ -128,6 +128,7 @@ class FitCovariance(Callback):  # type: ignore[misc, unused-ignore]
         """Fits, in the middle of training."""
         if trainer.validating and trainer.state.fn == "fit":
             self._fits.fit(pl_module, trainer.train_dataloader)
+            _even_out(pl_module, trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Fits to all data."""
@@ -147,12 +148,23 @@ class FitCovariance(Callback):  # type: ignore[misc, unused-ignore]
 
     def _save(self, trainer: Any, plainly: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Saves a checkpoint, fitted: on all workers, as Lightning asks for."""
-        for root in (trainer.lightning_module, *averages(trainer)):
+        for root in (trainer.lightning_module, *_averages(trainer)):
             self._fits.fit(root, trainer.train_dataloader)
+        _even_out(trainer.lightning_module, trainer)
         plainly(*args, **kwargs)
 
 
-def averages(trainer: Any) -> list[Any]:
+def _even_out(pl_module: Any, trainer: Any) -> None:
+    """Lets averages keep as many neighbours as the module: Lightning exchanges their numbers in place."""
+    for average in _averages(trainer):
+        for method, its in zip(sngps(pl_module), sngps(average), strict=True):
+            if method.neighbors is not None and its.neighbors is not None:
+                known = method.neighbors.inputs
+                if its.neighbors.inputs.shape != known.shape:
+                    its.neighbors.inputs = known.clone()
+
+
+def _averages(trainer: Any) -> list[Any]:
     """Answers the averaged modules that Lightning saves in the place of the trained one."""
     kind = getattr(callbacks, "WeightAveraging", ())  # since Lightning 2.6
     found = [callback._average_model for callback in trainer.callbacks if isinstance(callback, kind)]

@@ -38,7 +38,8 @@ class FitCovariance(TrainerCallback):  # type: ignore[misc, unused-ignore]
     replaced classifier knew, and forgets a calibration, which belongs to other weights. Training itself, and what
     random numbers it draws, are as they were.
 
-    With several processes all fit together, each its share of the data.
+    With several processes all fit together, each its share of the data. Give it last: what a callback behind it asks
+    to be evaluated or saved, it does not see.
 
     Example:
         >>> from hesitant.integrations.transformers import FitCovariance
