@@ -5,7 +5,8 @@
 
 Writes benchmarks/results/fitting_often.json. After each epoch the covariance is fitted to all training data and to
 samples of 1,024 to 8,192 inputs (`fit_covariance(num_inputs=...)`, M = 1,024), each timed beside that epoch, and the
-validation NLL is taken; that of the plain logits, which a loop without a fit goes by, stands beside it. Parts:
+validation NLL is taken; that of the plain logits, which a loop without a fit goes by, stands beside it, and the mean
+variance of the logits beside that of all data. Parts:
 
 sentences  CLINC150 on the kept embeddings of MiniLM (15,000 to train on, 3,000 to validate): a network 384-512-150 that
            costs next to nothing, so that a fit costs relatively much.
@@ -87,6 +88,7 @@ def measure(part: str, folder: Path) -> dict[str, Any]:
     kinds: dict[str, int | None] = {"all": None} | {str(number): number for number in SAMPLES}
     seconds: dict[str, list[float]] = {name: [] for name in ("epoch", *kinds)}
     losses: dict[str, list[float]] = {name: [] for name in kinds}
+    variances: dict[str, list[float]] = {name: [] for name in kinds}
     plain: list[float] = []
     for _ in range(epochs):
         seconds["epoch"].append(timed(lambda: epoch(model, optimizer, train, generator)))
@@ -94,6 +96,7 @@ def measure(part: str, folder: Path) -> dict[str, Any]:
             seconds[name].append(timed(lambda number=number: model.fit_covariance(train, num_inputs=number)))  # type: ignore[misc]
             prediction = model.predict(validation)
             losses[name].append(nll(prediction))
+            variances[name].append(float(prediction.logit_variance.double().mean()))
         plain.append(nll(Prediction.from_logits(prediction.logits, targets=prediction.targets)))
         print(part, {name: round(values[-1], 4) for name, values in losses.items()}, flush=True)
     best = {name: min(range(epochs), key=values.__getitem__) + 1 for name, values in losses.items()}
@@ -102,6 +105,9 @@ def measure(part: str, folder: Path) -> dict[str, Any]:
     }
     gaps = {
         name: max(abs(a - b) for a, b in zip(losses[name], losses["all"], strict=True)) for name in kinds if kinds[name]
+    }
+    wider = {
+        name: statistics.median(a / b for a, b in zip(variances[name], variances["all"], strict=True)) for name in gaps
     }
     return {
         "training_inputs": len(train[0]),
@@ -112,6 +118,7 @@ def measure(part: str, folder: Path) -> dict[str, Any]:
         "validation_nll": losses,
         "validation_nll_of_plain_logits": plain,
         "largest_gap_of_validation_nll": gaps,
+        "mean_variance_beside_that_of_all": wider,
         "best_epoch": best,
     }
 
