@@ -25,6 +25,7 @@ OF_OTHERS = ("covariance-of-large-data.md", "hugging-face.md", "lightning.md")
 DOORS = (
     "hesitant", "hesitant.data", "hesitant.detection", "hesitant.evaluation", "hesitant.methods", "hesitant.nn",
     "hesitant.nn.models", "hesitant.plots", "hesitant.prediction", "hesitant.report", "hesitant.training",
+    "hesitant.integrations.lightning", "hesitant.integrations.transformers",
 )  # fmt: skip
 SHOWN_BY_EXAMPLE = (
     "hesitant.SNGP", "hesitant.MCDropout", "hesitant.DeepEnsemble", "hesitant.Deterministic", "hesitant.Prediction",

@@ -71,6 +71,9 @@ def covariances(distributed: bool) -> dict[str, Tensor]:
     method = sngp(kernel_scale="median")
     method.fit_covariance(X[:2])
     answer["median"] = method.gp.precision
+    method = sngp()
+    method.fit_covariance(TensorDataset(X, Y), batch_size=5, num_inputs=20)
+    answer["sample"] = method.gp.precision
     return answer
 
 

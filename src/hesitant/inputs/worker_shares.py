@@ -77,7 +77,7 @@ def in_order(loader: "DataLoader[Any]") -> "DataLoader[Any] | None":
     """Answers a loader of the same Dataset, all of it and in its order; None where the loader chooses inputs itself."""
     if isinstance(loader.dataset, IterableDataset) or not _visits_all(loader):
         return None
-    return _over(loader.dataset, loader)
+    return over(loader.dataset, loader)
 
 
 def _dealt(loader: "DataLoader[Any]", workers: int, rank: int) -> Iterator[Batch]:
@@ -86,11 +86,12 @@ def _dealt(loader: "DataLoader[Any]", workers: int, rank: int) -> Iterator[Batch
         share = Subset(dataset, range(rank, len(dataset), workers))
         if len(share) == 0:
             return
-        loader = _over(share, loader)
+        loader = over(share, loader)
     yield from Loader(loader).batches(None)
 
 
-def _over(dataset: Any, loader: "DataLoader[Any]") -> "DataLoader[Any]":
+def over(dataset: Any, loader: "DataLoader[Any]") -> "DataLoader[Any]":
+    """Answers a loader of another Dataset, all of it and in its order, which is otherwise as this one is."""
     unbatched = loader.batch_sampler is None  # the Dataset gives whole batches
     return DataLoader(
         dataset,

@@ -14,6 +14,7 @@ from hesitant.methods.deep_ensemble import DeepEnsemble
 from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.feature_source import FeatureSource as FeatureSource
 from hesitant.methods.gaussian_head import CovarianceSums, FrozenHeadWarning
+from hesitant.methods.gaussian_head import share_weights as share_weights
 from hesitant.methods.loading import load
 from hesitant.methods.loading import load_within as load_within
 from hesitant.methods.loading import saved_policy as saved_policy

@@ -26,7 +26,7 @@ from hesitant.methods.outputs import (
 from hesitant.methods.random_state import derived_seed, random_state_kept, require_seed, seed_all
 from hesitant.methods.sngp import SNGP
 from hesitant.methods.temperature import Tempered, tempered
-from hesitant.methods.wrapper import Gathered, ModelWrapper, bind_forward, device_of
+from hesitant.methods.wrapper import Gathered, ModelWrapper, bind_forward, device_of, takes_labels
 from hesitant.nn import mean_field_logits
 from hesitant.prediction import Mixture, Prediction, energy_of
 
@@ -154,6 +154,7 @@ class DeepEnsemble(Tempered):
         super().__setstate__(state)
         bind_forward(self, self.members[0])
 
+    @takes_labels
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Answers :meth:`call`, under the signature of the first member's ``forward``."""
         return self.call(*args, **kwargs)

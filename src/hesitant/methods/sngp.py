@@ -13,7 +13,6 @@ from hesitant.methods.gaussian_head import (
     OodScore,
     ReplacedClassifier,
     complete_options,
-    counted_features,
     find_classifier,
     fit_by_a_pass,
     gathered_answers,
@@ -22,7 +21,7 @@ from hesitant.methods.gaussian_head import (
     neighbors_for,
     prepare_for_sums,
     stated_options,
-    warn_if_frozen,
+    training_output,
 )
 from hesitant.methods.outputs import Outputs, require_kind
 from hesitant.methods.random_state import require_seed
@@ -147,12 +146,13 @@ class SNGP(ModelWrapper):
         self.classifier_name = name
         self._replaced = ReplacedClassifier(linear)
         self.ood_score, self.neighbors = ood_score, neighbors_for(ood_score, gp)
+        self.fitted_weights = FittedWeights()
+        # Last: its state grows with the layers that it has met, and timm's averages pair state dicts by their order.
         self.spectral_normalizer = (
             None
             if norm_bound is None
             else SpectralNormalizer(model, norm_bound, conv_norm=conv_norm, only=only, exclude=exclude)
         )
-        self.fitted_weights = FittedWeights()
         self.fitted_weights.look_at_what_is_loaded(self)
         self.register_load_state_dict_post_hook(_factor_what_was_loaded)
         # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
@@ -188,28 +188,10 @@ class SNGP(ModelWrapper):
                 self._verify()
             return self.tempered_output(self._apart(args, kwargs), kwargs, temperature)
         if self.spectral_normalizer is None or not torch.is_grad_enabled():
-            return self._training_output(args, kwargs)
+            return training_output(self.model, self.gp, args, kwargs)
         self.spectral_normalizer.project()
-        output = self._training_output(args, kwargs)
+        output = training_output(self.model, self.gp, args, kwargs)
         self.spectral_normalizer.measure()  # before a step moves the weights of convolutions that were met just now
-        return output
-
-    def _training_output(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        gp = self.gp
-        running = gp.laplace.momentum is not None
-        warn_if_frozen(gp)
-        if (
-            not torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or not (running or gp.is_open or gp.scale.follows)
-        ):
-            return self.model(*args, **kwargs)
-        # Plain, for the layer alone would count padding too.
-        with recorded(plain=running, decides=True) as calls:
-            output = self.model(*args, **kwargs)
-        if running and not gp.is_open:
-            for call in calls:
-                gp.update(counted_features(self.model, call, output, args, kwargs))
         return output
 
     def _apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -270,7 +252,7 @@ class SNGP(ModelWrapper):
         return BoundTable() if self.spectral_normalizer is None else self.spectral_normalizer.bounds()
 
     def regularization_loss(self) -> Tensor:
-        """Answers the L2 penalty on the output weights, to be added to the training loss."""
+        """Answers the L2 penalty on the output weights, to be added to a loss of one's own; the model's own has it."""
         return self.gp.regularization_loss()
 
     def start_from_classifier(self, data: Any, *, batch_size: int | None = None, seed: int = 0) -> bool:
@@ -291,7 +273,9 @@ class SNGP(ModelWrapper):
         """
         return self._replaced.start(self.model, self.gp, data, self.outputs, batch_size, seed)
 
-    def fit_covariance(self, data: Any, *, batch_size: int | None = None) -> None:
+    def fit_covariance(
+        self, data: Any, *, batch_size: int | None = None, num_inputs: int | None = None, seed: int = 0
+    ) -> None:
         """Fits the covariance to the training data: one exact pass, without gradients or dropout, from scratch.
 
         The pass runs apart: until it is done, and if it fails, the covariance is what it was. In a run of several
@@ -302,12 +286,16 @@ class SNGP(ModelWrapper):
             data: As for :func:`hesitant.fit`, with or without targets.
             batch_size: Inputs in one forward pass, where the data has no batches of its own; None chooses by their
                 size.
+            num_inputs: How many stand for all of them, a uniform sample whose sum is scaled to the full number: for
+                evaluations in the middle of training. A few times ``num_inducing``: fewer leave directions that the
+                data does inform as wide as the prior. None is all, the exact pass.
+            seed: Of that choice.
 
         Raises:
             CovarianceError: The layer keeps a running covariance (``momentum``).
-            ValueError: The data is empty or holds NaN or Inf.
+            ValueError: The data is empty or holds NaN or Inf, or has no length to choose from.
         """
-        fit_by_a_pass(self, data, batch_size)
+        fit_by_a_pass(self, data, batch_size, num_inputs, seed)
 
     def prepare_covariance(self, data: Any, *, batch_size: int | None = None) -> None:
         """Makes the weights ready for :class:`~hesitant.CovarianceSums`, which leave them as they are.

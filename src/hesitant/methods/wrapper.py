@@ -20,7 +20,20 @@ from hesitant.methods.outputs import (
     with_logits,
 )
 from hesitant.methods.temperature import Tempered, tempered
+from hesitant.methods.tied_tensors import name_tied_tensors_once, with_all_names
 from hesitant.prediction import Prediction, as_floating, energy_of, two_class_logits
+
+
+def takes_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Has the ``forward`` of a class name ``labels``: Hugging Face's Trainer asks the class for the names of targets.
+
+    That of an instance has the signature of its model's.
+    """
+    parameters = dict(inspect.signature(forward).parameters)
+    labels = inspect.Parameter("labels", inspect.Parameter.KEYWORD_ONLY, default=None)
+    kwargs = parameters.popitem()[1]
+    forward.__signature__ = inspect.Signature([*parameters.values(), labels, kwargs])  # type: ignore[attr-defined]
+    return forward
 
 
 class ModelWrapper(Tempered):
@@ -31,6 +44,8 @@ class ModelWrapper(Tempered):
     """
 
     model: nn.Module
+    # Hugging Face's Trainer: the loss of a batch is a mean, to be divided by the batches of a step.
+    accepts_loss_kwargs = False
 
     def __init__(self, model: nn.Module, *, temperature: float = 1.0, outputs: Outputs = "logits") -> None:
         super().__init__()
@@ -42,12 +57,14 @@ class ModelWrapper(Tempered):
         self.outputs: Outputs = outputs
         self.ending = Ending()
         bind_forward(self, model)
+        name_tied_tensors_once(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Binds ``forward`` anew: a pickled or copied method forgets its signature, or whose it is."""
         super().__setstate__(state)
         bind_forward(self, self.model)
 
+    @takes_labels
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Answers :meth:`call`, under the signature of the model's own ``forward``."""
         return self.call(*args, **kwargs)
@@ -98,6 +115,10 @@ class ModelWrapper(Tempered):
             logits = probed_logits(model, batch, self.outputs)
         self.ending.seen = True
         return require_rows(logits, rows, self.model)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        with_all_names(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getattr__(self, name: str) -> Any:
         """Answers the model's attribute where the wrapper has none of that name."""
@@ -177,8 +198,15 @@ def outputs_of(model: nn.Module) -> Outputs:
 
 
 def bind_forward(wrapper: nn.Module, model: nn.Module) -> None:
-    """Gives the wrapper's ``forward`` the signature of the model's."""
+    """Gives the wrapper's ``forward`` the signature of the model's.
+
+    A model of PEFT passes all on to the one within, and may have no signature of its own: then that counts.
+    """
     signature = inspect.signature(model.forward)
+    named = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    around: Any = model
+    if not named and hasattr(around, "get_base_model"):
+        signature = inspect.signature(around.get_base_model().forward)
     wrapper.__dict__["forward"] = types.MethodType(_with_signature(type(wrapper).forward, signature), wrapper)
 
 

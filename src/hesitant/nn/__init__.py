@@ -4,8 +4,8 @@
 ``posterior_factor``; of each class ``class_sums``, ``class_factor``), which sees when its weights have moved
 (``weight_watch``); ``SpectralNormalizer`` projects weights (``bounded_layers``, ``layer_selection``, ``initial_norms``,
 ``power_iteration``); ``NearestNeighbors`` tells how far features are from those of the training data, of which a
-``UniformSample`` keeps some; the networks are in ``models``. ``methods/sngp.py`` puts them together.
-Names imported ``as`` themselves are for other rooms, not for users.
+``UniformSample`` keeps some; ``holds_penalty`` tells whether a loss has the layer's ``penalty``; the networks are in
+``models``. ``methods/sngp.py`` puts them together. Names imported ``as`` themselves are for other rooms, not for users.
 """
 
 from hesitant.nn.bit_sum import bit_sum as bit_sum
@@ -21,6 +21,7 @@ from hesitant.nn.layer_operator import ConvNorm as ConvNorm
 from hesitant.nn.layer_selection import LayerSelection as LayerSelection
 from hesitant.nn.models import DeepResNet as DeepResNet
 from hesitant.nn.nearest_neighbors import NearestNeighbors
+from hesitant.nn.penalty import holds_penalty as holds_penalty
 from hesitant.nn.posterior_factor import CovarianceError
 from hesitant.nn.recording import GaussianProcessCall, recorded
 from hesitant.nn.spectral_norm import NormBound as NormBound

@@ -318,6 +318,10 @@ class RandomFeatureGaussianProcess(RandomFeatureLayer):
         if self.laplace.state != "fitted":
             self._validity.begin(self)
 
+    def expect_step(self) -> None:
+        """Takes it that an optimizer has stepped since the last training forward: a running kernel scale follows."""
+        self._validity.watch.raise_suspicion()
+
     @run_eagerly
     def factorize(self) -> None:
         """Factors the precision now, rather than at the next evaluation.

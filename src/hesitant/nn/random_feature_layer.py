@@ -14,6 +14,7 @@ from hesitant.nn.kernel_scale import KernelScale
 from hesitant.nn.laplace import LaplaceCovariance
 from hesitant.nn.likelihood import Likelihood, check_likelihood, data_weights
 from hesitant.nn.linear_parametrization import LinearParametrization
+from hesitant.nn.penalty import marked_penalty
 from hesitant.nn.random_features import RandomFeatureKind, draw_projection
 
 Parametrization = Literal["standard", "linear"]
@@ -145,7 +146,7 @@ class RandomFeatureLayer(nn.Module):
         """Answers ``l2_penalty * sum(w^2)`` of the output weights, to be added to the training loss."""
         if self.l2_penalty == 0:  # else the output weights, and a gradient of them, would be made for nothing
             return self.beta.new_zeros(())
-        return self.l2_penalty * self.output_weights.square().sum()
+        return marked_penalty(self.l2_penalty * self.output_weights.square().sum(), self)
 
     @property
     def is_open(self) -> bool:

@@ -1,8 +1,9 @@
 """Metrics: numbers that say how good predictions are, and how sure one can be of these numbers.
 
 ``classification`` (accuracy, NLL, Brier), ``calibration_error`` (ECE in its kinds), ``detection`` (AUROC, AUPR, FPR95),
-``selective`` (risk over coverage), ``bootstrap`` (intervals of all of them), ``arguments`` (what they ask of theirs).
-Users call the metrics; comparison, deferral, plots and report count by the rest.
+``selective`` (risk over coverage), ``streaming`` (what comes in batches; ``exact_sums``), ``bootstrap`` (intervals of
+all), ``arguments`` (what they ask of theirs). Users call the metrics; comparison, deferral, plots and report count by
+the rest.
 """
 
 from hesitant.evaluation.metrics.arguments import as_scores, known_targets
@@ -35,11 +36,13 @@ from hesitant.evaluation.metrics.selective import (
     ranked_errors,
     risk_coverage,
 )
+from hesitant.evaluation.metrics.streaming import StreamingMetrics
 
 __all__ = [
     "Estimate",
     "Reliability",
     "RiskCoverage",
+    "StreamingMetrics",
     "accuracy",
     "adaptive_ece",
     "area",

@@ -111,7 +111,7 @@ def bootstrap(
         )
     tail = (1 - level) / 2
     return Estimate(
-        value=float(sample.value(*sample.inputs)),
+        value=float(metric(*args)),
         standard_error=values.std().item() if bool(values.isfinite().all()) else float("inf"),
         low=values.quantile(tail, interpolation="lower").item(),
         high=values.quantile(1 - tail, interpolation="higher").item(),

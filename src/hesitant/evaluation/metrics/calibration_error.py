@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hesitant.evaluation.metrics.arguments import known_targets
 from hesitant.evaluation.metrics.classification import hits
+from hesitant.evaluation.metrics.exact_sums import ExactSums
 from hesitant.prediction import Prediction, parts_of
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def ece(prediction: Prediction, targets: "Tensor | ArrayLike | None" = None, num
         TypeError: `targets` are not integers.
         ValueError: there are no inputs or no targets, the targets do not fit, or `num_bins` is below 1.
     """
-    return error_in_equal_widths(confidences_and_hits(prediction, targets), num_bins)
+    bins = ConfidenceBins(num_bins)
+    bins.add(prediction, targets)
+    return bins.ece()
 
 
 def adaptive_ece(prediction: Prediction, targets: "Tensor | ArrayLike | None" = None, num_bins: int = 15) -> float:
@@ -129,8 +132,43 @@ def reliability(
         counts=counts,
         accuracy=sum_of_hits / counts,
         confidence=sum_of_confidences / counts,
-        ece=_error(sum_of_confidences, sum_of_hits, len(prediction)),
+        ece=(adaptive_ece if adaptive else ece)(prediction, targets, num_bins),
     )
+
+
+class ConfidenceBins:
+    """The inputs in bins of equal width by confidence, as `ece` counts them, added batch by batch without rounding.
+
+    Args:
+        num_bins: at least 1.
+
+    Raises:
+        ValueError: `num_bins` is below 1.
+    """
+
+    def __init__(self, num_bins: int = 15) -> None:
+        self._edges = _equal_widths(num_bins)
+        self._confidences, self._hits = ExactSums(num_bins), [0] * num_bins
+        self._num_inputs = 0
+
+    def add(self, prediction: Prediction, targets: "Tensor | ArrayLike | None") -> None:
+        """Adds predictions, whose errors are those of `ece`."""
+        confidence, hit = confidences_and_hits(prediction, targets)
+        places = _places(confidence, self._edges)
+        self._confidences.add(confidence, places)
+        counted = torch.bincount(places, weights=hit, minlength=len(self._hits))
+        self._hits = [before + int(more) for before, more in zip(self._hits, counted.tolist(), strict=True)]
+        self._num_inputs += len(prediction)
+
+    def merge(self, other: "ConfidenceBins") -> None:
+        """Adds what another has counted."""
+        self._confidences.merge(other._confidences)
+        self._hits = [mine + its for mine, its in zip(self._hits, other._hits, strict=True)]
+        self._num_inputs += other._num_inputs
+
+    def ece(self) -> float:
+        """`ece` of all predictions that were added, of which there is one at least."""
+        return min(self._confidences.mean_gap(self._hits, self._num_inputs), 1.0)
 
 
 def confidences_and_hits(prediction: Prediction, targets: "Tensor | ArrayLike | None") -> Tensor:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from hesitant.evaluation.metrics.arguments import known_targets
+from hesitant.evaluation.metrics.exact_sums import ExactSums
 from hesitant.prediction import Prediction, in_parts
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def nll(prediction: Prediction, targets: "Tensor | ArrayLike | None" = None) -> 
         TypeError: `targets` are not integers.
         ValueError: there are no inputs or no targets, or the targets do not fit.
     """
-    return mean(log_losses(prediction, targets))
+    return exact_mean(log_losses(prediction, targets))
 
 
 def brier(prediction: Prediction, targets: "Tensor | ArrayLike | None" = None) -> float:
@@ -57,7 +58,7 @@ def brier(prediction: Prediction, targets: "Tensor | ArrayLike | None" = None) -
         TypeError: `targets` are not integers.
         ValueError: there are no inputs or no targets, or the targets do not fit.
     """
-    return mean(squared_errors(prediction, targets))
+    return exact_mean(squared_errors(prediction, targets))
 
 
 def hits(prediction: Prediction, targets: "Tensor | ArrayLike | None") -> Tensor:
@@ -76,8 +77,13 @@ def squared_errors(prediction: Prediction, targets: "Tensor | ArrayLike | None")
     return in_parts(prediction.with_targets(known_targets(prediction, targets)), _squared_errors).cpu()
 
 
+def exact_mean(values: Tensor) -> float:
+    """The mean of `(B,)` numbers, rounded once: the same in any order, in any batches and on any number of threads."""
+    return ExactSums().add(values).mean(len(values))
+
+
 def mean(values: Tensor) -> float:
-    """The mean of `(B,)` numbers."""
+    """The mean of `(B,)` numbers, to rounding: of resamples."""
     return values.mean().item()
 
 

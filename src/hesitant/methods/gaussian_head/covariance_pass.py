@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hesitant.inputs import Batch, as_batch, batches, several_workers, shared_batches, training_loader
+from hesitant.inputs import Batch, as_batch, batches, data_sample, several_workers, shared_batches, training_loader
 from hesitant.methods.gaussian_head.covariance_sums import CovarianceSums, OwnerOfSums, require_exact
 from hesitant.methods.gaussian_head.features import features_that_count
 from hesitant.methods.gaussian_head.workers import share_weights, together
@@ -32,8 +32,8 @@ class FittedByAPass(OwnerOfSums, Protocol):
         """Lets a Gaussian process that is as it was drawn answer what the classifier did."""
 
 
-def fit_by_a_pass(method: FittedByAPass, data: Any, batch_size: int | None) -> None:
-    """Fits the covariance to all the data. All workers of a run call this: each takes its share.
+def fit_by_a_pass(method: FittedByAPass, data: Any, batch_size: int | None, num_inputs: int | None, seed: int) -> None:
+    """Fits the covariance to all the data, or to a sample that stands for it. All workers call this and share it out.
 
     The weights are made ready, those of the first worker are everyone's; each sums over its share, and the sums of all
     are added up.
@@ -44,12 +44,14 @@ def fit_by_a_pass(method: FittedByAPass, data: Any, batch_size: int | None) -> N
         ValueError: The data is empty or holds NaN or Inf.
     """
     require_exact(method.gp)
+    chosen, each = (data, 1.0) if num_inputs is None else data_sample(data, num_inputs, seed)
     # One worker decides the scale by the first batch that it meets: what can be gone through once is not looked into.
     _make_ready(method, data, batch_size, decides=several_workers())
     sums = CovarianceSums(method, seed=derived_seed(0, dist.get_rank() if several_workers() else 0))
     with together(device_of(method.model)):
-        sums.add(shared_batches(data, batch_size))
+        sums.add(shared_batches(chosen, batch_size))
     sums.all_reduce()
+    sums.stand_for(each)
     sums.finish()
 
 

@@ -226,6 +226,12 @@ class CovarianceSums:
             self._sample = absorb_all_workers(self._weights.neighbors_kept, self._sample, device)
         return self
 
+    def stand_for(self, each: float) -> None:
+        """Lets what was added stand for so many times as many inputs, of which it is a uniform sample."""
+        if each != 1:
+            self._total *= each
+            self._count = round(self._count * each)
+
     def finish(self) -> None:
         """Makes the model's covariance of the sums, which stay as they are and may go on.
 
