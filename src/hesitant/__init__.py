@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hesitant.evaluation import DeferralPolicy, calibrate, compare
     from hesitant.integrations.scorer import Scorer
-    from hesitant.methods import SNGP, DeepEnsemble, Deterministic, MCDropout
+    from hesitant.methods import SNGP, DeepEnsemble, Deterministic, MCDropout, load
     from hesitant.prediction import Prediction
     from hesitant.training import History, fit
 
@@ -27,12 +27,14 @@ __all__ = [
     "calibrate",
     "compare",
     "fit",
+    "load",
 ]
 
 _NAMES = {
     "evaluation": ("DeferralPolicy", "calibrate", "compare"),
     "integrations.scorer": ("Scorer",),
     "methods": ("SNGP", "DeepEnsemble", "Deterministic", "MCDropout"),
+    "methods": ("SNGP", "DeepEnsemble", "Deterministic", "MCDropout", "load"),
     "prediction": ("Prediction",),
     "training": ("History", "fit"),
 }

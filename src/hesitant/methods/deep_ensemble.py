@@ -206,6 +206,10 @@ class DeepEnsemble(Tempered):
         own = [member.calibration_state() if isinstance(member, Tempered) else self.outputs for member in self.members]
         return *super().calibration_state(), own
 
+    def saved_options(self) -> dict[str, Any]:
+        """Answers the options of the constructor, as JSON, with which the ensemble is made again."""
+        return {"vectorize": self.vectorize, "temperature": self.temperature, "outputs": self.outputs}
+
     def predict(
         self, inputs: Any, *, seed: int = 0, batch_size: int | None = None, **member_options: Any
     ) -> Prediction:

@@ -149,6 +149,16 @@ class MCDropout(ModelWrapper):
         own = self.outputs, self.num_samples, self.masks, self.stochastic_depth
         return *super().calibration_state(), *own
 
+    def saved_options(self) -> dict[str, Any]:
+        """Answers the options of the constructor, as JSON, with which the method is made again."""
+        return {
+            "num_samples": self.num_samples,
+            "masks": self.masks,
+            "chunk_size": self.chunk_size,
+            "stochastic_depth": self.stochastic_depth,
+            **super().saved_options(),
+        }
+
     def answer(self, given: Iterable[Batch], *, temperature: float, seed: int) -> Prediction:
         """Answers :meth:`predict` at a temperature, the method's own and those around it together."""
         passes = self._passes(seed, temperature)

@@ -7,33 +7,34 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hesitant.inputs import Batch, as_class_targets, batches
+from hesitant.inputs import Batch, batches
 from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.gaussian_head import (
     FittedWeights,
     OodScore,
     ReplacedClassifier,
+    complete_options,
     counted_features,
     find_classifier,
+    gathered_answers,
     gaussian_process_in,
     keep,
     monte_carlo,
     neighbors_for,
-    posterior_of,
     sample_for,
+    stated_options,
     summed_contributions,
 )
 from hesitant.methods.outputs import Outputs, require_kind
 from hesitant.methods.random_state import require_seed
-from hesitant.methods.replica import in_eval_mode
+from hesitant.methods.saving import Head
 from hesitant.methods.temperature import taken
-from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of, energy_of_output, prediction_of
+from hesitant.methods.wrapper import ModelWrapper, energy_of_output, prediction_of
 from hesitant.nn import (
     BoundTable,
     ConvNorm,
     CovarianceError,
     CovarianceState,
-    GaussianLogits,
     LayerSelection,
     NormBound,
     RandomFeatureGaussianProcess,
@@ -143,6 +144,7 @@ class SNGP(ModelWrapper):
         assert isinstance(linear, nn.Linear)
         num_inducing = 2048 if linear.in_features > _WIDE else 1024
         options = {"num_inducing": num_inducing, **_GP_OPTIONS, **gp_options}
+        self._gp_options = complete_options(options)
         gp = RandomFeatureGaussianProcess(linear.in_features, linear.out_features, generator=generator, **options).to(
             device=linear.weight.device, dtype=linear.weight.dtype
         )
@@ -249,6 +251,18 @@ class SNGP(ModelWrapper):
         """Sets the temperature to 1 and the mean-field factor to what it was before a calibration."""
         super().forget_calibration()
         self.gp.mean_field_factor, self._factor_before = self.uncalibrated_factor, None
+
+    def saved_options(self) -> dict[str, Any]:
+        """Answers the options of the constructor, as JSON, with which the method is made again."""
+        options = stated_options(self._gp_options, self.gp, self.spectral_normalizer)
+        own = {"classifier": self.classifier_name, "ood_score": self.ood_score}
+        return {**own, **super().saved_options(), **options, "mean_field_factor": self.uncalibrated_factor}
+
+    def saved_head(self) -> Head:
+        """Answers the classifier in whose place the Gaussian process stands."""
+        gp = self.gp
+        paths = [path for path, module in self.model.named_modules(remove_duplicate=False) if module is gp]
+        return Head(self.classifier_name, gp.in_features, gp.out_features, tuple(paths))
 
     def bounds(self) -> BoundTable:
         """Answers a table of the layers before the classifier: name, operator norm (sigma), and bound or why none.
@@ -370,46 +384,27 @@ class SNGP(ModelWrapper):
         self._verify()
         self.gp.laplace.require_fitted("predict")
         self.gp.factorize()  # here, for a replica would keep the factor to itself
-        model, device = in_eval_mode(self.model), device_of(self.model)
-        outputs, targets, means, variances, distances = (Gathered() for _ in range(5))
-        for batch in given:
-            batch = batch.to(device)
-            with recorded() as calls:
-                output = self.output_of(model, batch)
-            gaussian, features = posterior_of(model, batch, calls, output, self.outputs)
-            outputs.append(output)
-            targets.append(as_class_targets(batch.targets))
-            if self.neighbors is not None:
-                distances.append(self.neighbors(features))
-            if listener is not None:
-                listener(features)
-            means.append(gaussian.mean.reshape(output.shape))
-            variances.append(gaussian.variance.reshape(output.shape))
-        answers, mean, variance = outputs.tensor(), means.tensor(), variances.tensor()
-        assert answers is not None
-        assert mean is not None
-        assert variance is not None
+        answers, gaussian, targets, distances = gathered_answers(self, given, self.neighbors, listener)
         require_kind(answers, self.outputs, self.model)
-        gaussian = GaussianLogits(mean, variance)
         factor = self.gp.mean_field_factor
         mean_field = answers if self.outputs == "logits" else gaussian.mean_field_logits(factor)
         # At the temperature, which is fitted with the factor: it undoes on the data what the factor shrinks.
-        energy = energy_of_output(mean_field.to(mean.dtype) / temperature)
+        energy = energy_of_output(mean_field.to(gaussian.mean.dtype) / temperature)
         if posterior == "monte_carlo":
-            generator = torch.Generator(device).manual_seed(seed)
-            drawn = monte_carlo(gaussian, targets.tensor(), num_samples, generator, temperature, energy)
-            return drawn.with_ood_score(distances.tensor())
+            generator = torch.Generator(answers.device).manual_seed(seed)
+            drawn = monte_carlo(gaussian, targets, num_samples, generator, temperature, energy)
+            return drawn.with_ood_score(distances)
         answer = prediction_of(
             answers,
             self.outputs,
-            targets.tensor(),
+            targets,
             temperature=temperature,
-            mean_logits=mean,
+            mean_logits=gaussian.mean,
             energy=energy,
-            logit_variance=variance,
+            logit_variance=gaussian.variance,
             split_unavailable=_NO_SPLIT,
         )
-        return answer.with_ood_score(distances.tensor())
+        return answer.with_ood_score(distances)
 
     # ---------------------------------------------------------------- inside
 

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hesitant.methods.saving import SavedMethod
+
 _KEY = "temperature"
 
 
-class Tempered(nn.Module):
+class Tempered(SavedMethod):
     r"""A method with a temperature T, which divides the logits of every distribution that its answer is made of.
 
     Of a probability that is ``p^(1/T)``, divided by the sum over the classes. The logits of a plain model are divided

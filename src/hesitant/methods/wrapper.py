@@ -76,6 +76,10 @@ class ModelWrapper(Tempered):
             answer = tempered(log_probs_of(logits, self.outputs), temperature).to(logits.dtype)
         return with_logits(output, answer, kwargs.get("labels"))
 
+    def saved_options(self) -> dict[str, Any]:
+        """Answers the options of the constructor, as JSON, with which the method is made again."""
+        return {"temperature": self.temperature, "outputs": self.outputs}
+
     def output_of(self, model: nn.Module, batch: Batch) -> Tensor:
         """Answers the logits of a batch, without gradients; the first time it looks at how the code ends.
 

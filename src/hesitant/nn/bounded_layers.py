@@ -8,7 +8,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from hesitant.nn.gaussian_process import RandomFeatureGaussianProcess
-from hesitant.nn.layer_selection import LayerSelection, selected
+from hesitant.nn.layer_selection import LayerSelection, by_name, selected
 
 
 def find_layers(
@@ -54,6 +54,12 @@ def find_layers(
                 known.add(id(parameter))
                 unbounded[own] = "excluded" if name in excluded else _reason(module)
     return layers, unbounded
+
+
+def selection_by_name(model: nn.Module, selection: LayerSelection) -> list[str]:
+    """Answers a selection of layers of a model without predicates, which no file can hold."""
+    modules = dict(model.named_modules())
+    return by_name(selection, modules, [name for name, module in modules.items() if _has_a_matrix(module)])
 
 
 def is_transposed_linear(module: nn.Module) -> bool:

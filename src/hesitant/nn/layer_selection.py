@@ -45,6 +45,15 @@ def selected(
     return answer
 
 
+def by_name(selection: LayerSelection, modules: dict[str, nn.Module], layers: Collection[str]) -> list[str]:
+    """Answers a selection without predicates: in the place of each stand the names of the layers that it is true of."""
+    parts = selection if isinstance(selection, Collection) and not isinstance(selection, str) else [selection]
+    names: list[str] = []
+    for part in parts:
+        names += [part] if isinstance(part, str) else [name for name in layers if part(name, modules[name])]
+    return names
+
+
 def _means(argument: str, part: Any, modules: dict[str, nn.Module], layers: Collection[str]) -> set[str]:
     if isinstance(part, nn.Module) or not (isinstance(part, str) or callable(part)):
         raise TypeError(

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from hesitant.nn.bound_table import BoundTable, LayerBound
 from hesitant.nn.bound_warnings import GainWatch, Shrinkage, warn_of_no_bound
-from hesitant.nn.bounded_layers import find_layers
+from hesitant.nn.bounded_layers import find_layers, selection_by_name
 from hesitant.nn.compilation import run_eagerly
 from hesitant.nn.initial_norms import ForgetInitialNorm
 from hesitant.nn.layer_group import (
@@ -95,6 +95,8 @@ class SpectralNormalizer(nn.Module):
         generator: Draws the seed of the first singular vectors; None takes 0.
 
     Attributes:
+        only: As it was given, each predicate replaced by the names of the layers that it was true of.
+        exclude: Likewise.
         unbounded: The weights that are left out, by name, each with the reason: every parameter of two or more axes
             that is not bounded, but for embeddings and Gaussian processes.
 
@@ -132,6 +134,8 @@ class SpectralNormalizer(nn.Module):
         self.conv_norm = conv_norm
         self._seed = 0 if generator is None else _seed_from(generator)  # not kept: no process can send a generator
         self._layers, self.unbounded = find_layers(model, only, exclude)
+        self.only = None if only is None else selection_by_name(model, only)
+        self.exclude = selection_by_name(model, exclude)
         if not self._layers and set(self.unbounded.values()) - {"excluded"}:
             warn_of_no_bound(self.unbounded)
         self._memory = LayerMemory()

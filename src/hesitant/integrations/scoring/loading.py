@@ -42,13 +42,11 @@ class Loaded:
     def at(cls, folder: Path, *, model: Any, trust: Sequence[str], device: Any) -> "Loaded":
         """What the folder holds; see :func:`hesitant.load` for the arguments and the errors."""
         method = load(folder, model=model, trust=trust, device=device)
-        policy = folder / "policy.json"
-        config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
-        names = config.get("label_names")
+        names = method.label_names
         return cls(
-            method=method.eval(),
-            policy=DeferralPolicy.load(policy) if policy.exists() else None,
-            tokenizer=None,
+            method=method,
+            policy=_policy_of(folder),
+            tokenizer=_tokenizer_of(method.preprocessing),
             label_names=None if names is None else tuple(names),
         )
 
@@ -127,6 +125,29 @@ def loaded_once(key: tuple[Any, ...], load: Callable[[], Loaded]) -> Loaded:
         while len(_kept.folders) > _MOST_KEPT:
             _kept.folders.popitem(last=False)
         return _kept.folders[key]
+
+
+def _policy_of(folder: Path) -> DeferralPolicy | None:
+    """The policy of a folder, if it is the one that the config was written with."""
+    said = parse_json((folder / "config.json").read_text(encoding="utf-8"))["policy"]
+    if said is None:
+        return None
+    path = folder / "policy.json"
+    if parse_json(path.read_text(encoding="utf-8")) != said:
+        raise ValueError(
+            f"{path} is not the policy that the folder's config.json holds: another model is being saved there, or it"
+            " was changed. Save the model again, or get the folder anew from where it came."
+        )
+    return DeferralPolicy.load(path)
+
+
+def _tokenizer_of(preprocessing: Any) -> Any | None:
+    """The tokenizer among what is done to raw inputs, if it is one."""
+    if not isinstance(preprocessing, Mapping) or "Tokenizer" not in str(preprocessing.get("class")):
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(preprocessing["folder"], local_files_only=True, trust_remote_code=False)
 
 
 class _Kept:
