@@ -33,7 +33,6 @@ __all__ = [
 _NAMES = {
     "evaluation": ("DeferralPolicy", "calibrate", "compare"),
     "integrations.scorer": ("Scorer",),
-    "methods": ("SNGP", "DeepEnsemble", "Deterministic", "MCDropout"),
     "methods": ("SNGP", "DeepEnsemble", "Deterministic", "MCDropout", "load"),
     "prediction": ("Prediction",),
     "training": ("History", "fit"),

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ OUTPUTS = ["probs", "label", "confidence", "uncertainty", "accept"]
 SCHEMA = "probs array<float>, label bigint, confidence float, uncertainty double, accept boolean"
 
 
-@pytest.fixture(scope="module")
-def spark() -> Iterator[Any]:
+@contextmanager
+def stopped() -> Iterator[Any]:
+    """Gives a session of two workers, of which nothing is left afterwards, its virtual machine included."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+        from pyspark import SparkContext
         from pyspark.sql import SparkSession
 
         # A task may fail as often as on a cluster; alone, local[2] gives up at the first failure.
@@ -34,12 +37,21 @@ def spark() -> Iterator[Any]:
         builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
         session = builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()
         session.sparkContext.setLogLevel("OFF")
+        try:
+            yield session
+        finally:
+            gateway = session.sparkContext._gateway
+            session.stop()
+            gateway.shutdown()
+            gateway.proc.stdin.close()  # at which the virtual machine ends
+            gateway.proc.wait(30)
+            SparkContext._gateway = SparkContext._jvm = None
+
+
+@pytest.fixture(scope="module")
+def spark() -> Iterator[Any]:
+    with stopped() as session:
         yield session
-        gateway = session.sparkContext._gateway
-        session.stop()
-        gateway.shutdown()
-        gateway.proc.stdin.close()  # at which the virtual machine ends
-        gateway.proc.wait(30)
 
 
 @pytest.fixture(scope="module")

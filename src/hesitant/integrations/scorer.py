@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hesitant.integrations.scoring import (
+    BadInputs,
     BadRows,
     InputColumns,
     Inputs,
@@ -24,7 +25,7 @@ from hesitant.integrations.scoring import (
 )
 from hesitant.prediction import Prediction
 
-__all__ = ["BadRows", "Scorer"]
+__all__ = ["BadInputs", "BadRows", "Scorer"]
 
 Array = NDArray[Any]
 
@@ -92,7 +93,7 @@ class Scorer:
         bad_rows: Literal["raise", "mark"] = "raise",
         batch_size: int | None = None,
         device: str | torch.device | None = None,
-        trust: Sequence[str] = (),
+        trust: str | Sequence[str] = (),
         model: nn.Module | None = None,
         **predict_options: Any,
     ) -> None:
@@ -107,7 +108,7 @@ class Scorer:
         doubled = sorted({*(self.outputs or _OUTPUTS), _ERROR} & {*self.keep})
         if doubled:
             raise ValueError(f"keep={self.keep} names {doubled[0]!r}, which an output is called, too: rename the column.")
-        self.batch_size, self.device, self.trust = batch_size, device, tuple(trust)
+        self.batch_size, self.device, self.trust = batch_size, device, (trust,) if isinstance(trust, str) else tuple(trust)
         self.model = model
         self.predict_options = predict_options
         # All copies of this scorer have it: the weights of the network that is given are of no account.
@@ -139,14 +140,15 @@ class Scorer:
 
         Raises:
             BadRows: A row is no input; the error names the row, its column and what is wrong.
+            BadInputs: A column is missing, nothing tells which columns are the inputs, or they are of several lengths.
             TypeError: The batch has no columns.
-            ValueError: A column is missing, or nothing tells which columns are the inputs.
+            ValueError: The folder is not what it was when the scorer was made, or cannot answer with ``outputs``.
         """
         loaded = self.load()
         columns = as_columns(batch)
         missing = [name for name in self.keep if name not in columns]
         if missing:
-            raise ValueError(f"batch has the columns {list(columns)}: expected {missing[0]!r}, which keep names.")
+            raise BadInputs(f"batch has the columns {list(columns)}: expected {missing[0]!r}, which keep names.")
         num_rows = len(next(iter(columns.values())))
         kept = {name: columns.pop(name) for name in self.keep}
         names = self.inputs.chosen(columns, loaded.arguments)
@@ -231,7 +233,7 @@ class Scorer:
         except (IndexError, ValueError, RuntimeError) as error:
             if why.reasons:
                 raise why from error
-            raise ValueError(
+            raise BadInputs(
                 "batch has no rows, and its columns do not say what one would be: say it, Scorer(..., inputs={name: shape})."
             ) from error
 

@@ -4,7 +4,7 @@
 ``loaded_once`` keeps the last few of them for all copies of a scorer in a process. The scorer calls them, and no user.
 """
 
-from hesitant.integrations.scoring.columns import BadRows, InputColumns, Inputs, as_columns, blank, taken
+from hesitant.integrations.scoring.columns import BadInputs, BadRows, InputColumns, Inputs, as_columns, blank, taken
 from hesitant.integrations.scoring.loading import Loaded, folder_digest, loaded_once
 
-__all__ = ["BadRows", "InputColumns", "Inputs", "Loaded", "as_columns", "blank", "folder_digest", "loaded_once", "taken"]
+__all__ = ["BadInputs", "BadRows", "InputColumns", "Inputs", "Loaded", "as_columns", "blank", "folder_digest", "loaded_once", "taken"]

@@ -17,7 +17,11 @@ Inputs = Tensor | dict[str, Tensor]
 _SHOWN: Final = 3  # bad rows in an error
 
 
-class BadRows(ValueError):
+class BadInputs(ValueError):
+    """A batch that the model cannot be asked about, for what its columns are."""
+
+
+class BadRows(BadInputs):
     """Rows of a batch that the model cannot be asked about.
 
     Attributes:
@@ -43,17 +47,17 @@ def as_columns(batch: Any) -> dict[str, Array]:
     """The columns of a batch as arrays of one length: of arrays, tensors, series or lists, by name.
 
     Raises:
-        TypeError: it has no columns by name.
-        ValueError: it has none at all, or they are of several lengths.
+        TypeError: it has no columns by name, or one of them is no array.
+        BadInputs: it has none at all, or they are of several lengths.
     """
     if not isinstance(batch, Mapping) and not (hasattr(batch, "keys") and hasattr(batch, "__getitem__")):
         raise TypeError(f"batch is a {type(batch).__name__}: expected columns by name, such as {{'pixels': array}}.")
     columns = {str(name): _as_array(str(name), batch[name]) for name in batch.keys()}  # noqa: SIM118  # a frame's, too
     if not columns:
-        raise ValueError("batch has no columns: expected those of the model's inputs, by name.")
+        raise BadInputs("batch has no columns: expected those of the model's inputs, by name.")
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) != 1:
-        raise ValueError(f"batch has columns of the lengths {lengths}: expected an entry for each row in all of them.")
+        raise BadInputs(f"batch has columns of the lengths {lengths}: expected an entry for each row in all of them.")
     return columns
 
 
@@ -95,20 +99,20 @@ class InputColumns:
         """Which of a batch's columns are the inputs of a model whose arguments are called so.
 
         Raises:
-            ValueError: one is missing, or nothing says which.
+            BadInputs: one is missing, or nothing says which.
         """
         present = tuple(columns)
         if self.names is not None:
             missing = [name for name in self.names if name not in present]
             if missing:
-                raise ValueError(f"batch has the columns {list(present)}: expected {missing[0]!r} among them.")
+                raise BadInputs(f"batch has the columns {list(present)}: expected {missing[0]!r} among them.")
             return self.names
         named = tuple(name for name in present if name in arguments)
         if named:
             return named
         if len(present) == 1:
             return present
-        raise ValueError(
+        raise BadInputs(
             f"batch has the columns {list(present)}, none of which is an argument of the model, {list(arguments)}: say"
             f" which of them it takes, Scorer(..., inputs={present[0]!r})."
         )
@@ -216,7 +220,7 @@ def _stacked(name: str, column: Array, shape: Shape | None) -> tuple[Array, dict
     expected = shape if shape is not None else good[0].shape if good else ()
     for place, row in enumerate(rows):
         if row is not None and row.shape != expected:
-            raise ValueError(
+            raise BadInputs(
                 f"row {place} of column {name!r} has shape {row.shape}, and an earlier one {expected}: bring all to one"
                 f" shape, and say which, so that a row that differs is known: Scorer(..., inputs={{{name!r}: shape}})."
             )

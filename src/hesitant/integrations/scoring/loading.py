@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hesitant.evaluation import DeferralPolicy
 from hesitant.files import parse_json
-from hesitant.integrations.scoring.columns import InputColumns, Inputs, arguments_of, texts
+from hesitant.integrations.scoring.columns import BadInputs, InputColumns, Inputs, arguments_of, texts
 from hesitant.methods import load
 
 _MOST_KEPT: Final = 4  # folders; a service that loads a new model each day forgets the old ones
@@ -61,14 +61,14 @@ class Loaded:
         Columns that are no arguments of a model with a tokenizer are texts.
 
         Raises:
-            ValueError: they are no inputs of this model.
+            BadInputs: they are no inputs of this model.
         """
         arguments = self.arguments
         strange = [name for name in columns if name not in arguments]
         if self.tokenizer is not None and strange:
             return self._tokens(columns)
         if len(columns) > 1 and strange and arguments:
-            raise ValueError(
+            raise BadInputs(
                 f"the columns {list(columns)} are to be inputs, and {strange[0]!r} is no argument of the model,"
                 f" {list(arguments)}: call the columns as the arguments."
             )
@@ -80,7 +80,7 @@ class Loaded:
 
     def _tokens(self, columns: Mapping[str, NDArray[Any]]) -> tuple[Inputs, dict[int, str]]:
         if len(columns) > 2:
-            raise ValueError(f"the columns {list(columns)} are to be texts: expected one, or two for pairs of texts.")
+            raise BadInputs(f"the columns {list(columns)} are to be texts: expected one, or two for pairs of texts.")
         read = [texts(name, column) for name, column in columns.items()]
         reasons = {row: reason for _, wrong in reversed(read) for row, reason in wrong.items()}
         if not read[0][0]:
