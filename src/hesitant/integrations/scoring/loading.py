@@ -128,17 +128,9 @@ def loaded_once(key: tuple[Any, ...], load: Callable[[], Loaded]) -> Loaded:
 
 
 def _policy_of(folder: Path) -> DeferralPolicy | None:
-    """The policy of a folder, if it is the one that the config was written with."""
+    """The policy that a model was saved with, if it was saved with one."""
     said = parse_json((folder / "config.json").read_text(encoding="utf-8"))["policy"]
-    if said is None:
-        return None
-    path = folder / "policy.json"
-    if parse_json(path.read_text(encoding="utf-8")) != said:
-        raise ValueError(
-            f"{path} is not the policy that the folder's config.json holds: another model is being saved there, or it"
-            " was changed. Save the model again, or get the folder anew from where it came."
-        )
-    return DeferralPolicy.load(path)
+    return None if said is None else DeferralPolicy.load(folder)
 
 
 def _tokenizer_of(preprocessing: Any) -> Any | None:
@@ -163,4 +155,4 @@ class _Kept:
 
 
 _kept = _Kept()
-os.register_at_fork(after_in_child=_kept.unlocked)
+os.register_at_fork(after_in_child=lambda: _kept.unlocked())
