@@ -12,7 +12,10 @@ from hesitant.methods.calibration_digest import calibration_digest as calibratio
 from hesitant.methods.deep_ensemble import DeepEnsemble
 from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.feature_source import FeatureSource as FeatureSource
+from hesitant.methods.gaussian_head import FrozenHeadWarning
 from hesitant.methods.loading import load
+from hesitant.methods.loading import load_within as load_within
+from hesitant.methods.loading import saved_policy as saved_policy
 from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.outputs import OutputProbe as OutputProbe
 from hesitant.methods.outputs import Outputs as Outputs
@@ -20,7 +23,7 @@ from hesitant.methods.outputs import logits_of as logits_of
 from hesitant.methods.outputs import require_rows as require_rows
 from hesitant.methods.random_state import derived_seed as derived_seed
 from hesitant.methods.saving import ArchitectureWarning, SavedModelError
-from hesitant.methods.sngp import SNGP, FrozenHeadWarning
+from hesitant.methods.sngp import SNGP
 from hesitant.methods.temperature import Tempered as Tempered
 from hesitant.methods.temperature import forget_calibrations as forget_calibrations
 from hesitant.methods.wrapper import Gathered as Gathered

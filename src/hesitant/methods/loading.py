@@ -2,34 +2,34 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
 from hesitant.methods.deep_ensemble import DeepEnsemble
 from hesitant.methods.deterministic import Deterministic
-from hesitant.methods.gaussian_head import activation_named
 from hesitant.methods.mc_dropout import MCDropout
+from hesitant.methods.rebuilding import Rebuilder
 from hesitant.methods.saving import (
     CONFIG,
     DERIVED,
+    EXTRA,
     Limits,
     SavedFolder,
     SavedModelError,
     SavedTensors,
-    build,
+    naming,
     read_preprocessing,
     read_tensors,
-    require_architecture,
+    require_config,
+    require_policy,
 )
 from hesitant.methods.sngp import SNGP
 
-__all__ = ["load"]
+__all__ = ["load", "load_within", "saved_policy"]
 
-_METHODS: Final[dict[str, Any]] = {
-    "SNGP": SNGP, "MCDropout": MCDropout, "DeepEnsemble": DeepEnsemble, "Deterministic": Deterministic,
-}  # fmt: skip
+_TRIES = 5
 
 
 def load(
@@ -38,77 +38,152 @@ def load(
     model: nn.Module | Sequence[nn.Module] | None = None,
     trust: str | Collection[str] = (),
     device: torch.device | str | None = None,
-) -> Any:
-    """Answers the method that ``save_pretrained`` saved in a folder, in eval mode."""
-    saved = SavedFolder.at(folder)
-    config = saved.config()
-    tensors = read_tensors(saved, config["weights"])
-    given = [] if model is None else [model] if isinstance(model, nn.Module) else list(model)
-    builder = _Builder(
-        saved.path / CONFIG,
-        Limits(sum(tensor.numel() for tensor in tensors.tensors.values()), len(tensors.tensors)),
-        (trust,) if isinstance(trust, str) else tuple(trust),
-        given,
-        torch.device("cpu" if device is None else device),
-    )
-    method = builder.method(config["method"])
-    _put(method, tensors, config, builder.device)
+) -> SNGP | MCDropout | DeepEnsemble | Deterministic:
+    """Answers the method that ``save_pretrained`` saved in a folder, in eval mode, with every tensor as it was.
+
+    On the machine that saved it, its predictions have the same bits. Nothing of the folder is executed, and nothing is
+    fetched: networks of timm, torchvision and transformers, and layers of torch, are built by these libraries from a
+    name and numbers; an own class is imported if it is trusted by name; anything else has to be given. Every file is
+    looked at as if anyone had made it, and must have the SHA-256 that ``config.json`` says; who can change that file,
+    too, can change the weights.
+
+    ``label_names`` and ``preprocessing`` are attributes of what is answered. The policy that was saved with it is
+    ``hesitant.DeferralPolicy.load(folder)``.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> import hesitant
+        >>> model = hesitant.MCDropout(torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 3)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     loaded = hesitant.load(folder)
+        >>> x = torch.ones(4, 2)
+        >>> torch.equal(loaded.predict(x).probs, model.predict(x).probs)
+        True
+
+    Args:
+        folder: That ``save_pretrained`` wrote.
+        model: The network, where the folder does not tell how to build it, or in place of what it tells: as it was
+            before a method was around it. It is taken over, and its weights are replaced. Of an ensemble a list: one
+            for each network, or for each that has to be given.
+        trust: The import paths, ``"package.module.Class"``, that the folder may name.
+        device: Where the model is to be; None is the CPU.
+
+    Raises:
+        SavedModelError: The folder holds no model of hesitant, or one that is damaged, changed, incomplete or of a
+            later version, or it asks for a network that is not given, or for code that is not trusted.
+        ImportError: safetensors is not installed.
+    """
+    return load_within(folder, None, model=model, trust=trust, device=device)
+
+
+def load_within(
+    folder: str | Path,
+    root: Path | None,
+    *,
+    model: nn.Module | Sequence[nn.Module] | None,
+    trust: str | Collection[str],
+    device: torch.device | str | None,
+) -> SNGP | MCDropout | DeepEnsemble | Deterministic:
+    """Answers what :func:`load` does, for a folder whose files may be links to others within ``root``."""
+    device = torch.empty(0, device=device or "cpu").device  # of a device that is not there, torch says so
+    saved = SavedFolder.at(folder, root)
+    config, tensors = _read(saved)
+    where = saved.path / CONFIG
+    limits = Limits(sum(tensor.numel() for tensor in tensors.tensors.values()), len(tensors.tensors))
+    trusted = (trust,) if isinstance(trust, str) else tuple(trust)
+    given = None if model is None else [model] if isinstance(model, nn.Module) else list(model)
+    method = Rebuilder(where, limits, trusted, given, device, config["versions"]).rebuilt(config["method"])
+    with naming(f"{where}: the weights do not fit the network", "load with model=net, the network that was saved."):
+        _put(method, tensors, device)
+        _freeze(method, config["weights"]["frozen"])
+        _require_temperatures(method, config["method"])
     method.label_names = config["label_names"]
     method.preprocessing = read_preprocessing(config["preprocessing"], saved)
+    require_policy(saved, config["policy"])
     return method.eval()
 
 
-class _Builder:
-    def __init__(
-        self, where: Path, limits: Limits, trust: tuple[str, ...], given: list[nn.Module], device: torch.device
-    ) -> None:
-        self.where, self.limits, self.trust, self.given, self.device = where, limits, trust, given, device
-
-    def method(self, node: Mapping[str, Any]) -> Any:
-        kind = _METHODS[node["method"]]
-        options = dict(node["options"])
-        if kind is DeepEnsemble:
-            return DeepEnsemble([self.part(member) for member in node["members"]], **options)
-        inner = self.part(node["model"])
-        if kind is not SNGP:
-            return kind(inner, **options)
-        options["activation"] = activation_named(options["activation"])
-        # On the meta device: what is about to be replaced is not drawn.
-        inner.get_submodule(options["classifier"]).to_empty(device="meta")
-        with torch.device("meta"):
-            return SNGP(inner, **options)
-
-    def part(self, node: Mapping[str, Any]) -> nn.Module:
-        if "method" in node:
-            return self.method(node)
-        architecture = require_architecture(node["architecture"], str(self.where))
-        if self.given:
-            network = self.given.pop(0)
-        elif architecture["kind"] == "given":
-            raise SavedModelError(
-                f"{self.where} does not tell how to build the network, a {architecture.get('class')}: build it, and"
-                " load with model=net."
-            )
-        else:
-            network = build(architecture, self.limits, self.trust, str(self.where))
-        return network.to(self.device)
+def saved_policy(folder: str | Path) -> Any:
+    """Answers the JSON of the policy that a folder was saved with, or None."""
+    return require_config(SavedFolder.at(folder))["policy"]
 
 
-def _put(method: Any, saved: SavedTensors, config: Mapping[str, Any], device: torch.device) -> None:
-    """Puts the saved tensors into a method that is made for them."""
+def _read(saved: SavedFolder) -> tuple[dict[str, Any], SavedTensors]:
+    """Answers the config and the tensors of one save; who saves meanwhile may take the files of the one before away."""
+    for _ in range(_TRIES):
+        config = require_config(saved)
+        try:
+            return config, read_tensors(saved, config["weights"])
+        except (SavedModelError, FileNotFoundError):
+            if require_config(saved) == config:
+                raise
+    raise SavedModelError(f"{saved.path} is saved into again and again while it is read: load it when that is done.")
+
+
+def _put(method: Any, saved: SavedTensors, device: torch.device) -> None:
+    """Puts the saved tensors into a method that is made for them, in place of its own."""
     everything = {name: tensor.to(device) for name, tensor in saved.tensors.items()}
-    everything |= {alias: everything[name] for alias, name in saved.shared.items()}
-    state = {name: tensor for name, tensor in everything.items() if not name.startswith(DERIVED)}
+    for alias, name in saved.shared.items():
+        everything[alias] = everything[name]
+    state = {name: tensor for name, tensor in everything.items() if not name.startswith((DERIVED, EXTRA))}
+    extras: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in everything.items():
+        if name.startswith(EXTRA):
+            path, _, own = name.removeprefix(EXTRA).rpartition("/")
+            extras.setdefault(path, {})[own] = tensor
     method.load_state_dict(state, assign=True)
+    modules = dict(method.named_modules(remove_duplicate=False))
     for name, tensor in everything.items():
         if name.startswith(DERIVED):
             path, _, own = name.removeprefix(DERIVED).rpartition(".")
-            method.get_submodule(path)._buffers[own] = tensor
+            buffer = modules[path]._buffers.get(own) if path in modules else None
+            if buffer is not None and buffer.shape == tensor.shape:  # another version may make others of its own
+                modules[path]._buffers[own] = tensor
+    for path, module in modules.items():
+        if isinstance(module, (SNGP, MCDropout, DeepEnsemble, Deterministic)):
+            module.take_saved_extras(extras.pop(path, {}))
+        if isinstance(module, SNGP):
+            module.gp.expect_no_step()
+    if extras:
+        raise ValueError(f"there is no method at {sorted(extras)}")
+    _share(method, modules, saved.shared)
+    unset = [name for name, t in [*method.named_parameters(), *method.named_buffers()] if t.is_meta]
+    if unset:
+        raise ValueError(f"{unset[:5]} are missing")
+
+
+def _share(method: nn.Module, modules: Mapping[str, nn.Module], shared: Mapping[str, str]) -> None:
+    """Lets parameters that were one be one again, and not only have the same numbers."""
     parameters = dict(method.named_parameters(remove_duplicate=False))
-    for alias, name in saved.shared.items():
+    buffers = dict(method.named_buffers(remove_duplicate=False))
+    for alias, name in shared.items():
+        path, _, own = alias.rpartition(".")
         if alias in parameters and name in parameters:
-            path, _, own = alias.rpartition(".")
-            method.get_submodule(path)._parameters[own] = parameters[name]
-    frozen = set(config["weights"]["frozen"])
-    for name, parameter in method.named_parameters(remove_duplicate=False):
-        parameter.requires_grad_(name not in frozen)
+            modules[path]._parameters[own] = parameters[name]
+        elif alias in buffers and name in buffers:
+            modules[path]._buffers[own] = buffers[name]
+
+
+def _freeze(method: nn.Module, frozen: Sequence[str]) -> None:
+    parameters = dict(method.named_parameters(remove_duplicate=False))
+    unknown = [name for name in frozen if name not in parameters]
+    if unknown:
+        raise ValueError(f"there are no parameters {unknown[:5]}")
+    for name, parameter in parameters.items():
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.requires_grad_(name not in frozen)
+
+
+def _require_temperatures(method: Any, node: Mapping[str, Any]) -> None:
+    """Makes sure that what config.json says to a reader is what the tensors say."""
+    if "method" not in node:
+        return
+    if method.temperature != node["options"]["temperature"]:
+        raise ValueError(
+            f"its temperature is {method.temperature}, and {node['options']['temperature']!r} in the config"
+        )
+    inner = zip(method.members, node["members"], strict=True) if "members" in node else [(method.model, node["model"])]
+    for part, of_part in inner:
+        _require_temperatures(part, of_part)

@@ -1,7 +1,6 @@
 """SNGP: a distance-aware classifier from a single model and a single forward pass."""
 
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -24,6 +23,7 @@ from hesitant.methods.gaussian_head import (
     sample_for,
     stated_options,
     summed_contributions,
+    warn_if_frozen,
 )
 from hesitant.methods.outputs import Outputs, require_kind
 from hesitant.methods.random_state import require_seed
@@ -52,18 +52,10 @@ _SUSPICIOUS = (
     "export: the covariance may be stale, for something may have moved the weights since it was fitted. Ask for"
     " model.covariance_state, or call fit_covariance(data), and export then."
 )
-_FROZEN = (
-    "the output weights of the Gaussian process, gp.beta, are frozen: they stay as they were drawn at random. Set"
-    " model.gp.beta.requires_grad = True; with PEFT, name the classifier among its modules_to_save."
-)
 _NO_SPLIT = (
     "the mean-field approximation answers with one distribution, which cannot be split: predict with"
     ' posterior="monte_carlo".'
 )
-
-
-class FrozenHeadWarning(UserWarning):
-    """The output weights of an SNGP do not train: they stay as they were drawn at random."""
 
 
 class SNGP(ModelWrapper):
@@ -206,8 +198,7 @@ class SNGP(ModelWrapper):
     def _training_output(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         gp = self.gp
         running = gp.laplace.momentum is not None
-        if not gp.beta.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            warnings.warn(_FROZEN, FrozenHeadWarning, stacklevel=5)
+        warn_if_frozen(gp)
         if (
             not torch.is_grad_enabled()
             or torch.compiler.is_compiling()
@@ -263,6 +254,14 @@ class SNGP(ModelWrapper):
         gp = self.gp
         paths = [path for path, module in self.model.named_modules(remove_duplicate=False) if module is gp]
         return Head(self.classifier_name, gp.in_features, gp.out_features, tuple(paths))
+
+    def saved_extras(self) -> dict[str, Tensor]:
+        """Answers the weights of the classifier that the Gaussian process may still start from."""
+        return self._replaced.tensors(self.gp)
+
+    def take_saved_extras(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what :meth:`saved_extras` answered."""
+        self._replaced.take(tensors)
 
     def bounds(self) -> BoundTable:
         """Answers a table of the layers before the classifier: name, operator norm (sigma), and bound or why none.

@@ -19,6 +19,7 @@ from hesitant.evaluation.deferral.possible_policies import (
 )
 from hesitant.evaluation.metrics import known_targets
 from hesitant.files import parse_json, write_text
+from hesitant.methods import saved_policy
 from hesitant.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -313,13 +314,18 @@ class DeferralPolicy:
 
     @classmethod
     def load(cls, path: str | Path) -> "DeferralPolicy":
-        """The policy that `save` wrote to `path`.
+        """The policy that `save` wrote to `path`, or that a model was saved with in the folder `path`.
 
         Raises:
             OSError: the file is not there, or cannot be read.
-            ValueError: it holds something else, or another version, or was changed to what cannot be; the error names
-                the file and what is wrong.
+            ValueError: it holds something else, or another version, or was changed to what cannot be, or the folder
+                has no policy; the error names the file and what is wrong.
         """
+        if Path(path).is_dir():
+            content = saved_policy(path)
+            if content is None:
+                raise ValueError(f"{path} holds a model without a policy: save it again, with policy=...")
+            return cls._of(content, path)
         with Path(path).open("rb") as file:
             text = file.read(_LARGEST_FILE + 1)
         if len(text) > _LARGEST_FILE:
@@ -328,6 +334,10 @@ class DeferralPolicy:
             content = parse_json(text.decode("utf-8"))
         except ValueError as error:  # of JSON or of UTF-8
             raise ValueError(f"{path} is no JSON ({error}): pass a file that DeferralPolicy.save wrote") from error
+        return cls._of(content, path)
+
+    @classmethod
+    def _of(cls, content: Any, path: str | Path) -> "DeferralPolicy":
         if not isinstance(content, dict) or content.pop("format", None) != "hesitant.DeferralPolicy":
             raise ValueError(f"{path} holds no DeferralPolicy: pass a file that DeferralPolicy.save wrote")
         version = content.pop("version", None)

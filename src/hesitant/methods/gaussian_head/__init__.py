@@ -6,7 +6,8 @@ Gaussian of its logits: ``posterior_of_answer`` carries a variance through what 
 (``continuation``, ``linear_dependence``); ``counted_features`` tells which features count, and
 ``summed_contributions`` what all the data, shared among ``workers``, say of the covariance; ``keep`` holds training
 features for a nearest-neighbour score; ``monte_carlo`` draws; ``FittedWeights`` tells whether weights have moved
-(``fingerprint``). Only the methods call them.
+(``fingerprint``); ``warn_if_frozen`` tells of a head that learns nothing;
+``stated_options`` are what is saved. Only the methods call them.
 """
 
 from hesitant.methods.gaussian_head.classifier import find_classifier, gaussian_process_in
@@ -16,12 +17,14 @@ from hesitant.methods.gaussian_head.draws import monte_carlo
 from hesitant.methods.gaussian_head.features import counted_features
 from hesitant.methods.gaussian_head.fingerprint import fingerprint
 from hesitant.methods.gaussian_head.fitted_weights import FittedWeights
+from hesitant.methods.gaussian_head.frozen_head import FrozenHeadWarning, warn_if_frozen
 from hesitant.methods.gaussian_head.gathered_answers import gathered_answers
 from hesitant.methods.gaussian_head.neighbors import OodScore, keep, neighbors_for, sample_for
 from hesitant.methods.gaussian_head.stated_options import activation_named, complete_options, stated_options
 
 __all__ = [
     "FittedWeights",
+    "FrozenHeadWarning",
     "OodScore",
     "ReplacedClassifier",
     "activation_named",
@@ -37,4 +40,5 @@ __all__ = [
     "sample_for",
     "stated_options",
     "summed_contributions",
+    "warn_if_frozen",
 ]

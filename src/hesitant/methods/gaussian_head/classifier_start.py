@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -33,6 +33,23 @@ class ReplacedClassifier:
 
     def __init__(self, linear: nn.Linear) -> None:
         self._linear: nn.Linear | None = copy.deepcopy(linear)
+
+    def tensors(self, gp: RandomFeatureGaussianProcess) -> dict[str, Tensor]:
+        """Answers the Linear's weight and bias, as long as the Gaussian process may start from it."""
+        if self._linear is None or not gp.is_as_drawn():
+            return {}
+        return {name: tensor.detach() for name, tensor in self._linear.named_parameters()}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what :meth:`tensors` answered for that of its Linear: none, and there is nothing to start from."""
+        if self._linear is not None and tensors:
+            linear = nn.Linear(
+                self._linear.in_features, self._linear.out_features, bias="bias" in tensors, device="meta"
+            )
+            linear.load_state_dict(tensors, assign=True)
+            self._linear = linear
+        else:
+            self._linear = None
 
     @torch.no_grad()
     def start(

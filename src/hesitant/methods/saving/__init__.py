@@ -6,16 +6,18 @@ Nothing of a folder is executed. What is loaded is put together by ``hesitant.me
 """
 
 from hesitant.methods.saving.architectures import Head, Limits, build, require_architecture, require_trust, resolved
-from hesitant.methods.saving.failure import ArchitectureWarning, SavedModelError
+from hesitant.methods.saving.checking import require_config, require_policy
+from hesitant.methods.saving.failure import ArchitectureWarning, SavedModelError, naming
 from hesitant.methods.saving.folder import CONFIG, SavedFolder
 from hesitant.methods.saving.outline import outline_digest
 from hesitant.methods.saving.preprocessing import read_preprocessing
 from hesitant.methods.saving.saved_method import SavedMethod
-from hesitant.methods.saving.tensors import DERIVED, SavedTensors, read_tensors
+from hesitant.methods.saving.tensors import DERIVED, EXTRA, SavedTensors, read_tensors
 
 __all__ = [
     "CONFIG",
     "DERIVED",
+    "EXTRA",
     "ArchitectureWarning",
     "Head",
     "Limits",
@@ -24,10 +26,13 @@ __all__ = [
     "SavedModelError",
     "SavedTensors",
     "build",
+    "naming",
     "outline_digest",
     "read_preprocessing",
     "read_tensors",
     "require_architecture",
+    "require_config",
+    "require_policy",
     "require_trust",
     "resolved",
 ]

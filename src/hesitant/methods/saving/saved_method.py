@@ -1,16 +1,21 @@
 """What every method has of being saved: ``save_pretrained``, and what a folder told of the data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from hesitant.methods.saving.architectures import Head
 from hesitant.methods.saving.describing import Architecture
+from hesitant.methods.saving.failure import SavedModelError
+from hesitant.methods.saving.hub import fetched, sent
 from hesitant.methods.saving.writing import write
 
 __all__ = ["SavedMethod"]
+
+OwnMethod = TypeVar("OwnMethod", bound="SavedMethod")
 
 
 class SavedMethod(nn.Module):
@@ -66,6 +71,79 @@ class SavedMethod(nn.Module):
             architecture=architecture,
             max_shard_size=max_shard_size,
         )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        commit_message: str = "A model of hesitant",
+        create_pr: bool = False,
+        **saving: Any,
+    ) -> str:
+        """Saves the method in a repository of a Hugging Face hub, as one commit, and answers the commit's address.
+
+        Args:
+            repo_id: ``"owner/name"``; it is made if need be.
+            private: Whether a repository that is made is private; None is the owner's default.
+            token: Of the hub; None takes the one that is logged in.
+            revision: The branch to commit to.
+            commit_message: What the commit says.
+            create_pr: Whether to propose the commit instead.
+            saving: Arguments of :meth:`save_pretrained`.
+
+        Raises:
+            ImportError: huggingface_hub is not installed.
+            ValueError: As :meth:`save_pretrained`.
+        """
+        return sent(
+            lambda folder: self.save_pretrained(folder, **saving),
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls: type[OwnMethod],
+        folder: str | Path,
+        *,
+        model: nn.Module | Sequence[nn.Module] | None = None,
+        trust: str | Collection[str] = (),
+        device: torch.device | str | None = None,
+        **fetching: Any,
+    ) -> OwnMethod:
+        """Answers a method of this class that was saved in a folder, or in a repository of a Hugging Face hub.
+
+        Args:
+            folder: A folder, or the ``"owner/name"`` of a repository.
+            model: As for :func:`hesitant.load`, like ``trust`` and ``device``.
+            trust: Likewise.
+            device: Likewise.
+            fetching: Arguments of huggingface_hub's ``snapshot_download``, such as ``revision``, ``token``,
+                ``cache_dir`` and ``local_files_only``.
+
+        Raises:
+            SavedModelError: As :func:`hesitant.load`, or the method is of another class.
+            ImportError: huggingface_hub is not installed, and the model is on a hub.
+        """
+        from hesitant.methods import load_within
+
+        root = None
+        if not Path(folder).is_dir():
+            folder, root = fetched(str(folder), **fetching)
+        loaded: Any = load_within(folder, root, model=model, trust=trust, device=device)
+        if not isinstance(loaded, cls):
+            raise SavedModelError(
+                f"{folder} holds a {type(loaded).__name__}, not a {cls.__name__}: load it by"
+                f" hesitant.{type(loaded).__name__}.from_pretrained, or a folder by hesitant.load."
+            )
+        return loaded
 
     def saved_options(self) -> dict[str, Any]:
         """Answers the options of the constructor, as JSON, with which the method is made again."""

@@ -1,22 +1,23 @@
 """The tensors of a saved model: written in files of a bounded size, and read back as they were, to the bit."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from hesitant.methods.saving.failure import SavedModelError
+from hesitant.methods.saving.failure import SavedModelError, naming
 from hesitant.methods.saving.folder import SavedFolder, digest_of
 
-__all__ = ["SavedTensors", "read_tensors", "tensors_of", "write_tensors"]
+__all__ = ["DERIVED", "EXTRA", "SavedTensors", "read_tensors", "tensors_of", "write_tensors"]
 
-DERIVED = "derived."  # before the names of buffers that no state dict holds
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+DERIVED: Final = "derived."  # before the names of buffers that no state dict holds
+EXTRA: Final = "extra."  # before those of what methods keep beside it
+_AGAIN: Final = "save the model again, or get the folder anew from where it came."
+_UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass
@@ -45,7 +46,11 @@ def tensors_of(method: nn.Module) -> SavedTensors:
     for name, buffer in method.named_buffers(remove_duplicate=False):
         if name not in state:
             state[DERIVED + name] = buffer
-    saved, first = SavedTensors({}), {}
+    for path, module in method.named_modules():
+        for name, tensor in module.saved_extras().items() if hasattr(type(module), "saved_extras") else ():
+            state[f"{EXTRA}{path}/{name}"] = tensor
+    saved = SavedTensors({})
+    first: dict[Any, str] = {}
     for name, tensor in state.items():
         _require_plain(name, tensor)
         tensor = tensor.detach()
@@ -55,7 +60,7 @@ def tensors_of(method: nn.Module) -> SavedTensors:
             continue
         first[memory] = name
         saved.tensors[name] = tensor
-        if not tensor.is_contiguous() and _is_dense(tensor):
+        if _is_dense(tensor) and tensor.stride() != torch.empty(tensor.shape, device="meta").stride():
             saved.strides[name] = list(tensor.stride())
     return saved
 
@@ -95,7 +100,11 @@ def read_tensors(folder: SavedFolder, weights: Mapping[str, Any]) -> SavedTensor
     for name, entry in weights["files"].items():
         path = folder.require_digest(name, digest=entry.get("sha256"), size=entry.get("bytes"))
         shown = folder.path / name
-        with _naming(shown, SafetensorError), safe_open(path, framework="pt") as file:
+        again = "save the model again, or get the folder anew from where it came."
+        with (
+            naming(f"{shown} is damaged, or holds no tensors", again, SafetensorError),
+            safe_open(path, framework="pt") as file,
+        ):
             for key in file.keys():  # noqa: SIM118
                 if key in tensors:
                     raise SavedModelError(f"{shown} holds {key!r}, as another file does: save the model again.")
@@ -142,10 +151,11 @@ def _own(tensor: Tensor, stride: list[int] | None) -> Tensor:
     """Answers a copy: what was read may lie in the file itself, which anyone may write to later."""
     if stride is None:
         return tensor.clone()
-    own = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype)
-    if not _is_dense(own):
-        raise ValueError("its strides are none")
-    return own.copy_(tensor)
+    if not _is_dense(
+        torch.empty_strided(tensor.shape, stride, device="meta")
+    ):  # it would take more memory than it fills
+        raise ValueError(f"its strides {stride[:8]} are none")
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)
 
 
 def _shards(tensors: Mapping[str, Tensor], most: int) -> list[list[str]]:
@@ -168,17 +178,3 @@ def _bytes(size: int | str) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ValueError(f"max_shard_size={size!r} is no number of bytes: expected one, or a text such as '5GB'.")
     return number
-
-
-@contextlib.contextmanager
-def _naming(path: Path, *further: type[Exception]) -> Iterator[None]:
-    errors = (ValueError, RuntimeError, TypeError, LookupError, OverflowError, MemoryError, *further)
-    try:
-        yield
-    except SavedModelError:
-        raise
-    except errors as error:
-        raise SavedModelError(
-            f"{path} is damaged, or no file of tensors ({' '.join(str(error).split())[:200]}): save the model again, or"
-            " get the folder anew from where it came."
-        ) from error

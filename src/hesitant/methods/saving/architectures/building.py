@@ -7,6 +7,7 @@ from typing import Any, Final
 from torch import nn
 
 from hesitant.methods.saving.architectures.of_timm import build_timm
+from hesitant.methods.saving.architectures.of_torch import build_torch
 from hesitant.methods.saving.architectures.of_torchvision import build_torchvision
 from hesitant.methods.saving.architectures.of_transformers import build_transformers
 from hesitant.methods.saving.architectures.own import build_own, require_trust
@@ -15,12 +16,12 @@ from hesitant.methods.saving.undrawn import Undrawn
 
 __all__ = ["KINDS", "Limits", "build", "require_architecture"]
 
-KINDS: Final = ("timm", "torchvision", "transformers", "class", "given")
+KINDS: Final = ("torch", "timm", "torchvision", "transformers", "class", "given")
 
 _SPARE_NUMBERS: Final = 2**26  # in buffers that are not saved, or made on the way: a mask of 8,192 positions squared
 _SPARE_TENSORS: Final = 10_000
 _LARGEST_INTEGER: Final = 2**20  # of an argument, for smaller models: a base of rotary positions is a million
-_DEEPEST: Final = 20
+_DEEPEST: Final = 40
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ def build(architecture: Mapping[str, Any], limits: Limits, trust: Collection[str
     try:
         limits.require_modest(architecture)
         with limits.undrawn():
-            if kind == "timm":
+            if kind == "torch":
+                network = build_torch(name, arguments)
+            elif kind == "timm":
                 network = build_timm(name, arguments)
             elif kind == "torchvision":
                 network = build_torchvision(name, arguments)

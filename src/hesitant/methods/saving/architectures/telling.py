@@ -10,6 +10,7 @@ from torch import nn
 
 from hesitant.methods.saving.architectures.building import Limits, build, require_architecture
 from hesitant.methods.saving.architectures.of_timm import timm_candidates
+from hesitant.methods.saving.architectures.of_torch import torch_architecture
 from hesitant.methods.saving.architectures.of_torchvision import torchvision_candidates
 from hesitant.methods.saving.architectures.of_transformers import transformers_candidates
 from hesitant.methods.saving.architectures.own import path_of
@@ -62,7 +63,13 @@ def tell(network: nn.Module, head: Head | None, stated: Mapping[str, Any] | None
         ValueError: What the user says makes another network.
     """
     without = () if head is None else head.paths
-    outline = outline_digest(network, without)
+    known: dict[str, Any] = {"outline": outline_digest(network, without)}
+    if head is not None:
+        known["head"] = head.name
+    own = path_of(type(network)) or type(network).__qualname__
+    to_be_given = {"kind": "given", "class": own, **known}
+    if stated is not None and stated.get("kind") == "given":
+        return Told(to_be_given)
     if stated is not None:
         architecture = _plain(require_architecture(stated, "architecture"))
         if architecture is None:
@@ -70,22 +77,26 @@ def tell(network: nn.Module, head: Head | None, stated: Mapping[str, Any] | None
         wrong = _wrong(network, head, architecture, limits, attributes=False)
         if wrong is not None:
             raise ValueError(f"architecture makes another network than the one that is saved: {wrong}.")
-        return Told({**architecture, "outline": outline})
-    why = None
+        return Told({**architecture, **known})
+    why: str | None = None
     for candidate in _candidates(network, head):
         architecture = _plain(candidate)
         wrong = "its arguments are no JSON" if architecture is None else _wrong(network, head, architecture, limits)
         if architecture is not None and wrong is None:
-            return Told({**architecture, "outline": outline})
+            return Told({**architecture, **known})
         why = why or f"{candidate['kind']} {candidate['name']} looks like it, but {wrong}"
-    own = path_of(type(network))
-    why = why or f"a {type(network).__qualname__} is not of timm, transformers or torchvision"
-    return Told({"kind": "given", "class": own or type(network).__qualname__, "outline": outline}, why)
+    kind = type(network).__qualname__
+    why = why or f"a {kind} is no network of timm, torchvision or transformers, and no Sequential of layers"
+    return Told(to_be_given, why)
 
 
 def _candidates(network: Any, head: Head | None) -> Iterator[dict[str, Any]]:
     library = type(network).__module__.partition(".")[0]
-    if library == "timm":
+    in_place = {} if head is None else {network.get_submodule(head.paths[0]): (head.in_features, head.out_features)}
+    layers = torch_architecture(network, in_place)
+    if layers is not None:
+        yield layers
+    elif library == "timm":
         yield from timm_candidates(network)
     elif library == "transformers":
         yield from transformers_candidates(network)
