@@ -1,7 +1,6 @@
 """A saved model as an MLflow model, in folders, without a server."""
 
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,22 +78,3 @@ def test_what_cannot_be_written_or_asked_is_refused(folder: Path) -> None:
         pyfunc_arguments(folder, rng=torch.Generator())
     with pytest.raises(FileNotFoundError):
         pyfunc_arguments(folder / "none")
-
-
-@pytest.mark.slow
-def test_spark_udf(mlflow: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.integrations.test_spark import stopped
-
-    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
-    arguments = pyfunc_arguments(folder, inputs="x", outputs=["label", "confidence", "accept"])
-    mlflow.pyfunc.save_model(tmp_path / "saved", **arguments)
-    batch = rows(100)
-    with stopped() as spark:
-        table = spark.createDataFrame(pd.DataFrame({"id": batch["id"], "x": list(batch["x"])})).repartition(3)
-        score = mlflow.pyfunc.spark_udf(
-            spark, str(tmp_path / "saved"), "label long, confidence float, accept boolean", env_manager="local"
-        )
-        from pyspark.sql.functions import struct
-
-        answered = table.select("id", score(struct("x")).alias("scored")).select("id", "scored.*").toPandas()
-    require_same(answered.sort_values("id"), Scorer(folder, inputs="x", keep=["id"], outputs=["label", "accept"]), batch)

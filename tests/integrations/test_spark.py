@@ -34,6 +34,7 @@ def stopped() -> Iterator[Any]:
 
         # A task may fail as often as on a cluster; alone, local[2] gives up at the first failure.
         builder = SparkSession.builder.master("local[2,4]").config("spark.ui.enabled", "false")
+        builder = builder.config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
         builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
         session = builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()
         session.sparkContext.setLogLevel("OFF")
@@ -134,3 +135,17 @@ def test_a_bad_row_ends_the_job_by_its_name_or_is_marked(spark: Any, table: Any,
         spoiled.mapInPandas(score(raising), "id bigint, label bigint").collect()
     scored = spoiled.mapInPandas(score(marking), "id bigint, label bigint, error string")
     assert [(row.id, row.label) for row in scored.where("error != ''").collect()] == [(77, -1)]
+
+
+def test_an_mlflow_model(spark: Any, table: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow.pyfunc
+    from pyspark.sql.functions import struct
+
+    from hesitant.integrations.mlflow import pyfunc_arguments
+
+    model = tmp_path / "saved"
+    mlflow.pyfunc.save_model(model, **pyfunc_arguments(folder, inputs="x", outputs=OUTPUTS))
+    score = mlflow.pyfunc.spark_udf(spark, str(model), SCHEMA, env_manager="local")
+    answered = table.select("id", score(struct("x")).alias("scored")).select("id", "scored.*").toPandas()
+    require_same(answered, Scorer(folder, inputs="x", outputs=OUTPUTS))
