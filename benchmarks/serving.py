@@ -7,7 +7,8 @@ Writes benchmarks/results/serving.json. The server is that of `examples/serve.py
 PyTorch for each thread that answers; the clients are 32 coroutines of another process that each send the next request
 when they have the answer to the last. Server and clients share the cores, so that the figures are those of this machine
 under full load, not those of a server alone. What is served takes turns, round by round; a ratio is the median over the
-rounds. Every answer is compared with what one thread answers to the same request.
+rounds. `server_cpu_ms_a_request` is what the server's process has of the processors, which other work on the machine and
+the clients have little part in. Every answer is compared with what one thread answers to the same request.
 
 mlp      64 numbers a request to a network of two layers of 128: nearly all of the time is HTTP and JSON.
 encoder  a text of 32 tokens to a transformer of 6 layers of 384 (MiniLM's size), random weights.
@@ -23,6 +24,7 @@ import asyncio
 import importlib.util
 import json
 import multiprocessing
+import os
 import statistics
 import tempfile
 import threading
@@ -173,6 +175,12 @@ async def ask(port: int, bodies: list[bytes], seconds: float) -> list[tuple[int,
     return done
 
 
+def cpu_seconds(process: int | None) -> float:
+    """Answers the seconds that a process has had of the processors (Linux)."""
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def wrong(done: list[tuple[int, float, Any]], alone: list[dict[str, Any]]) -> int:
     """Answers how many answers are not those of one thread: other labels or decisions, or numbers off by over 1e-5."""
     count = 0
@@ -218,7 +226,9 @@ def measure(name: str, rounds: int, seconds: float) -> dict[str, Any]:
             asyncio.run(ask(ports[served], bodies, min(1.0, seconds)))  # warm
         for _ in range(rounds):
             for served in SERVED:
+                before = cpu_seconds(servers[served].pid)
                 done = asyncio.run(ask(ports[served], bodies, seconds))
+                cpu = cpu_seconds(servers[served].pid) - before
                 times = np.array([duration for _, duration, _ in done]) * 1e3
                 taken[served].append(
                     {
@@ -226,6 +236,7 @@ def measure(name: str, rounds: int, seconds: float) -> dict[str, Any]:
                         "p99_ms": float(np.percentile(times, 99)),
                         "requests_a_second": len(done) / seconds,
                         "requests": len(done),
+                        "server_cpu_ms_a_request": cpu / len(done) * 1e3,
                     }
                 )
                 wrongs[served] += wrong(done, alone[served])
@@ -239,7 +250,7 @@ def measure(name: str, rounds: int, seconds: float) -> dict[str, Any]:
             f"{key}_to_plain": statistics.median(
                 mine[key] / plain[key] for mine, plain in zip(taken[served], taken["plain"], strict=True)
             )
-            for key in ("p50_ms", "p99_ms", "requests_a_second")
+            for key in ("p50_ms", "p99_ms", "requests_a_second", "server_cpu_ms_a_request")
         }
         found[served] = {**medians, **ratios, "wrong": wrongs[served]}
     return found

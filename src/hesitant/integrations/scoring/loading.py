@@ -30,12 +30,16 @@ class Loaded:
         policy: which of its answers to give; None where none was saved.
         tokenizer: of its texts; None where none was saved.
         label_names: of the classes, where they have any.
+        arguments: what the model's are called.
+        dtype: what its floating inputs are to be.
     """
 
     method: Any
     policy: DeferralPolicy | None
     tokenizer: Any | None
     label_names: tuple[str, ...] | None
+    arguments: tuple[str, ...]
+    dtype: torch.dtype
     _one_at_a_time: Any = field(default_factory=threading.Lock)
 
     @classmethod
@@ -43,17 +47,15 @@ class Loaded:
         """What the folder holds; see :func:`hesitant.load` for the arguments and the errors."""
         method = load(folder, model=model, trust=trust, device=device)
         names = method.label_names
+        floating = (tensor.dtype for tensor in method.parameters() if tensor.is_floating_point())
         return cls(
             method=method,
             policy=_policy_of(folder),
             tokenizer=_tokenizer_of(method.preprocessing),
             label_names=None if names is None else tuple(names),
+            arguments=arguments_of(method.forward),
+            dtype=next(floating, torch.get_default_dtype()),
         )
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        """What the model's arguments are called."""
-        return arguments_of(self.method.forward)
 
     def read(self, inputs: InputColumns, columns: Mapping[str, NDArray[Any]]) -> tuple[Inputs, dict[int, str]]:
         """The model's inputs that these columns are, and what is wrong with the rows that are none.
@@ -63,18 +65,17 @@ class Loaded:
         Raises:
             BadInputs: they are no inputs of this model.
         """
-        arguments = self.arguments
-        strange = [name for name in columns if name not in arguments]
+        strange = [name for name in columns if name not in self.arguments]
         if self.tokenizer is not None and strange:
             return self._tokens(columns)
-        if len(columns) > 1 and strange and arguments:
+        if len(columns) > 1 and strange and self.arguments:
             raise BadInputs(
                 f"the columns {list(columns)} are to be inputs, and {strange[0]!r} is no argument of the model,"
-                f" {list(arguments)}: call the columns as the arguments."
+                f" {list(self.arguments)}: call the columns as the arguments."
             )
         tensors, reasons = {}, {}
         for name, column in columns.items():
-            tensors[name], wrong = inputs.tensor(name, column, self._dtype)
+            tensors[name], wrong = inputs.tensor(name, column, self.dtype)
             reasons = {**wrong, **reasons}
         return next(iter(tensors.values())) if strange and len(tensors) == 1 else tensors, reasons
 
@@ -89,13 +90,7 @@ class Loaded:
         # A tokenizer that is told to pad and to truncate writes it down on itself, and panics where two threads do.
         with self._one_at_a_time:
             encoded = self.tokenizer(*(rows for rows, _ in read), padding=True, truncation=True, return_tensors="pt")
-        arguments = self.arguments
-        return {name: encoded[name] for name in encoded if name in arguments}, reasons
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        floating = (tensor.dtype for tensor in self.method.parameters() if tensor.is_floating_point())
-        return next(floating, torch.get_default_dtype())
+        return {name: encoded[name] for name in encoded if name in self.arguments}, reasons
 
 
 def folder_digest(folder: Path) -> str:
