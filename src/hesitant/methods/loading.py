@@ -1,5 +1,6 @@
 """Loads a method from the folder that ``save_pretrained`` wrote, executing nothing of it."""
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hesitant.methods.saving import (
     CONFIG,
     DERIVED,
     EXTRA,
+    ArchitectureWarning,
     Limits,
     SavedFolder,
     SavedModelError,
@@ -23,7 +25,6 @@ from hesitant.methods.saving import (
     read_preprocessing,
     read_tensors,
     require_config,
-    require_policy,
 )
 from hesitant.methods.sngp import SNGP
 
@@ -89,19 +90,20 @@ def load_within(
     """Answers what :func:`load` does, for a folder whose files may be links to others within ``root``."""
     device = torch.empty(0, device=device or "cpu").device  # of a device that is not there, torch says so
     saved = SavedFolder.at(folder, root)
-    config, tensors = _read(saved)
+    config, tensors, preprocessing = _read(saved)
     where = saved.path / CONFIG
-    limits = Limits(sum(tensor.numel() for tensor in tensors.tensors.values()), len(tensors.tensors))
     trusted = (trust,) if isinstance(trust, str) else tuple(trust)
     given = None if model is None else [model] if isinstance(model, nn.Module) else list(model)
-    method = Rebuilder(where, limits, trusted, given, device, config["versions"]).rebuilt(config["method"])
+    rebuilder = Rebuilder(where, Limits.of(tensors), trusted, given, device, config["versions"])
+    method = rebuilder.rebuilt(config["method"])
     with naming(f"{where}: the weights do not fit the network", "load with model=net, the network that was saved."):
         _put(method, tensors, device)
         _freeze(method, config["weights"]["frozen"])
         _require_temperatures(method, config["method"])
     method.label_names = config["label_names"]
-    method.preprocessing = read_preprocessing(config["preprocessing"], saved)
-    require_policy(saved, config["policy"])
+    method.preprocessing = preprocessing
+    for doubt in rebuilder.doubts:
+        warnings.warn(doubt, ArchitectureWarning, stacklevel=3)
     return method.eval()
 
 
@@ -110,12 +112,13 @@ def saved_policy(folder: str | Path) -> Any:
     return require_config(SavedFolder.at(folder))["policy"]
 
 
-def _read(saved: SavedFolder) -> tuple[dict[str, Any], SavedTensors]:
-    """Answers the config and the tensors of one save; who saves meanwhile may take the files of the one before away."""
+def _read(saved: SavedFolder) -> tuple[dict[str, Any], SavedTensors, Any]:
+    """Answers the config, tensors and preprocessing of one save; who saves meanwhile takes those before it away."""
     for _ in range(_TRIES):
         config = require_config(saved)
         try:
-            return config, read_tensors(saved, config["weights"])
+            tensors = read_tensors(saved, config["weights"])
+            return config, tensors, read_preprocessing(config["preprocessing"], saved)
         except (SavedModelError, FileNotFoundError):
             if require_config(saved) == config:
                 raise
@@ -133,6 +136,7 @@ def _put(method: Any, saved: SavedTensors, device: torch.device) -> None:
         if name.startswith(EXTRA):
             path, _, own = name.removeprefix(EXTRA).rpartition("/")
             extras.setdefault(path, {})[own] = tensor
+    _require_fit(method, state)
     method.load_state_dict(state, assign=True)
     modules = dict(method.named_modules(remove_duplicate=False))
     for name, tensor in everything.items():
@@ -152,6 +156,18 @@ def _put(method: Any, saved: SavedTensors, device: torch.device) -> None:
     unset = [name for name, t in [*method.named_parameters(), *method.named_buffers()] if t.is_meta]
     if unset:
         raise ValueError(f"{unset[:5]} are missing")
+
+
+def _require_fit(method: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Tells what does not fit by name, before anything is put anywhere."""
+    wrong = []
+    for name, tensor in method.state_dict().items():
+        there = "nothing" if name not in state else tuple(state[name].shape)
+        grows = name.endswith("neighbors.inputs") and there != "nothing"  # training inputs, as many as were kept
+        if there != tuple(tensor.shape) and not grows:
+            wrong.append(f"{name} is {tuple(tensor.shape)} in the network and {there} in the file")
+    if wrong:
+        raise ValueError("; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""))
 
 
 def _share(method: nn.Module, modules: Mapping[str, nn.Module], shared: Mapping[str, str]) -> None:

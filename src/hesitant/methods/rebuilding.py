@@ -1,7 +1,6 @@
 """Makes a method again of what ``config.json`` says of it, with networks whose weights are still to come."""
 
 import inspect
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +13,6 @@ from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.gaussian_head import activation_named, complete_options
 from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.saving import (
-    ArchitectureWarning,
     Limits,
     SavedModelError,
     build,
@@ -42,6 +40,9 @@ class Rebuilder:
         given: The networks that the user gives; None gives none.
         device: Where networks go.
         versions: Of the libraries that the networks were saved with.
+
+    Attributes:
+        doubts: What is to be said of networks that may answer differently from those that were saved.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Rebuilder:
     ) -> None:
         self._where, self._limits, self._trust, self._device = where, limits, trust, device
         self._versions, self._given = versions, given
+        self.doubts: list[str] = []
 
     def rebuilt(self, node: Any) -> Any:
         """Answers the method that a node of the config is of.
@@ -65,6 +67,10 @@ class Rebuilder:
         architectures = self._architectures(node, 0)
         if "method" not in node:
             raise self._changed("it is of a network without a method")
+        try:
+            self._limits.require_few(len(architectures))
+        except ValueError as error:
+            raise self._changed(str(error)) from None
         self._networks = iter(self._chosen(architectures))
         return self._part(node)
 
@@ -76,7 +82,12 @@ class Rebuilder:
             return [require_architecture(node["architecture"], str(self._where))]
         name, options = node.get("method"), node.get("options")
         inner = "members" if name == "DeepEnsemble" else "model"
-        if name not in _METHODS or not isinstance(options, dict) or node.keys() != {"method", "options", inner}:
+        if (
+            not isinstance(name, str)
+            or name not in _METHODS
+            or not isinstance(options, dict)
+            or node.keys() != {"method", "options", inner}
+        ):
             raise self._changed(f"it has no method {str(name)[:40]!r} with options and a {inner}")
         expected = _options_of(_METHODS[name])
         if options.keys() != expected:
@@ -147,13 +158,11 @@ class Rebuilder:
         saved = architecture.get("outline")
         if saved is not None and saved != outline_digest(network, _heads(network, architecture)):
             of = self._versions.get(architecture["kind"]) if built else None
-            warnings.warn(
+            self.doubts.append(
                 f"{self._where}: the network that {'is built' if built else 'is given'} is made of other layers, or of"
                 f" layers with other settings, than the one that was saved{f' with version {of}' if of else ''}: it may"
                 " answer differently. "
-                + ("Install that version." if of else "Build it as it was built when it was trained."),
-                ArchitectureWarning,
-                stacklevel=8,
+                + ("Install that version." if of else "Build it as it was built when it was trained.")
             )
         return network.to(self._device)
 

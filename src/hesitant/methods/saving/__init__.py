@@ -6,7 +6,7 @@ Nothing of a folder is executed. What is loaded is put together by ``hesitant.me
 """
 
 from hesitant.methods.saving.architectures import Head, Limits, build, require_architecture, require_trust, resolved
-from hesitant.methods.saving.checking import require_config, require_policy
+from hesitant.methods.saving.checking import require_config
 from hesitant.methods.saving.failure import ArchitectureWarning, SavedModelError, naming
 from hesitant.methods.saving.folder import CONFIG, SavedFolder
 from hesitant.methods.saving.outline import outline_digest
@@ -32,7 +32,6 @@ __all__ = [
     "read_tensors",
     "require_architecture",
     "require_config",
-    "require_policy",
     "require_trust",
     "resolved",
 ]

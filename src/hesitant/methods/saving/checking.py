@@ -1,22 +1,19 @@
 """Whether ``config.json`` has the form of one, in all its parts, before anything is done by it."""
 
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
-from hesitant.files import parse_json
 from hesitant.methods.saving.failure import SavedModelError
-from hesitant.methods.saving.folder import CONFIG, POLICY, SavedFolder
+from hesitant.methods.saving.folder import CONFIG, SavedFolder
 
-__all__ = ["require_config", "require_policy"]
+__all__ = ["require_config"]
 
 _PARTS: Final = {
     "format", "format_version", "model_type", "versions", "method", "label_names", "preprocessing", "policy", "weights",
 }  # fmt: skip
 _WEIGHTS: Final = {"files", "shared", "strides", "frozen"}
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_MOST_POLICY: Final = 2**16  # bytes
 
 
 def require_config(folder: SavedFolder) -> dict[str, Any]:
@@ -50,21 +47,6 @@ def require_config(folder: SavedFolder) -> dict[str, Any]:
             " again, or get the folder anew from where it came."
         )
     return config
-
-
-def require_policy(folder: SavedFolder, policy: Any) -> None:
-    """Warns where ``policy.json``, the copy for who reads it alone, is not the policy of the model."""
-    path = folder.path / POLICY
-    try:
-        copy = parse_json(folder.read(POLICY, most=_MOST_POLICY, of="a policy").decode("utf-8"))
-    except ValueError:  # it is missing, or no policy
-        copy = None if not path.exists() else "something else"
-    if copy is not None and copy != policy:
-        warnings.warn(
-            f"{path} is not the policy that the model was saved with: a save was ended before its last step, or the"
-            " file was replaced. hesitant.DeferralPolicy.load(folder) answers the one that belongs to the model.",
-            stacklevel=5,
-        )
 
 
 def _is_dict(part: Any, kind: type) -> bool:

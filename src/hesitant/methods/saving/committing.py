@@ -79,9 +79,7 @@ def _names(folder: Path) -> set[str]:
     except ValueError:
         config = None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is of another library, or damaged: save into a folder of its own, or delete the file."
-        )
+        raise ValueError(f"{path} is of another library, or damaged: save into another folder, or delete the file.")
     return {match.group() for match in _OWN.finditer(json.dumps(config))}
 
 

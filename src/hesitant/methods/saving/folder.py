@@ -13,10 +13,9 @@ from typing import Any, Final
 from hesitant.files import parse_json
 from hesitant.methods.saving.failure import SavedModelError
 
-__all__ = ["CONFIG", "FORMAT", "POLICY", "VERSION", "SavedFolder", "digest_of"]
+__all__ = ["CONFIG", "FORMAT", "VERSION", "SavedFolder", "digest_of"]
 
 CONFIG: Final = "config.json"
-POLICY: Final = "policy.json"  # a copy of what is in config.json, for who reads it alone
 FORMAT: Final = "hesitant"
 VERSION: Final = 1
 

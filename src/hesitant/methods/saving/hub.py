@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from hesitant.methods.saving.folder import CONFIG, POLICY
+from hesitant.methods.saving.folder import CONFIG
 
 __all__ = ["fetched", "sent"]
 
-_OWN: Final = [CONFIG, POLICY, "model-*.safetensors", "preprocessing-*"]
+_OWN: Final = [CONFIG, "model-*.safetensors", "preprocessing-*"]
 
 
 def sent(save: Callable[[Path], None], repo_id: str, *, private: bool | None, token: Any, **commit: Any) -> str:

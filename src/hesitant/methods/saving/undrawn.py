@@ -1,6 +1,5 @@
 """Builds a network whose weights are about to be replaced: nothing is drawn, and no more made than there is to load."""
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,22 +34,24 @@ class Undrawn(TorchFunctionMode):
     Args:
         most_numbers: That all tensors together may have.
         most_tensors: That may be made.
+        most_calls: Of functions of torch.
 
     Raises:
         ValueError: By what is built within: it would take more.
     """
 
-    def __init__(self, most_numbers: int, most_tensors: int) -> None:
+    def __init__(self, most_numbers: int, most_tensors: int, most_calls: int) -> None:
         super().__init__()
-        self._numbers, self._tensors = most_numbers, most_tensors
+        self._numbers, self._tensors, self._calls = most_numbers, most_tensors, most_calls
         self._generator = torch.Generator().manual_seed(0)
-        self._thread = threading.get_ident()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Answers what a function of torch answers, or, where it would draw, the tensor as it is."""
         given = dict(kwargs or {})
+        self._calls -= 1
+        self._require_within()
         if getattr(func, "__name__", None) in _FILLS:
             return args[0] if args else given.get("tensor")
         if func in _MAKES:
@@ -65,7 +66,10 @@ class Undrawn(TorchFunctionMode):
         }
         self._tensors -= 1
         self._numbers -= func(*args, **unmade, device="meta").numel()
-        if self._tensors < 0 or self._numbers < 0:
+        self._require_within()
+
+    def _require_within(self) -> None:
+        if min(self._tensors, self._numbers, self._calls) < 0:
             raise ValueError(
                 "it would be far larger than the weights that were saved: its arguments are not those of this model"
             )

@@ -1,7 +1,6 @@
 """Writes a method into a folder."""
 
 import importlib.metadata
-import json
 import platform
 import warnings
 from collections.abc import Sequence
@@ -10,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from hesitant.files import parse_json, write_text
+from hesitant.files import parse_json
 from hesitant.methods.saving.architectures import Limits
 from hesitant.methods.saving.committing import saving_into
 from hesitant.methods.saving.describing import Architecture, described, networks_of
 from hesitant.methods.saving.failure import ArchitectureWarning
-from hesitant.methods.saving.folder import FORMAT, POLICY, VERSION
+from hesitant.methods.saving.folder import FORMAT, VERSION
 from hesitant.methods.saving.preprocessing import write_preprocessing
 from hesitant.methods.saving.tensors import tensors_of, write_tensors
 
@@ -36,8 +35,7 @@ def write(
 ) -> None:
     """Saves a method; the arguments are those of ``save_pretrained``."""
     saved = tensors_of(method)
-    limits = Limits(sum(tensor.numel() for tensor in saved.tensors.values()), len(saved.tensors))
-    told = described(method, architecture, limits)
+    told = described(method, architecture, Limits.of(saved))
     names = _names(label_names)
     frozen = [
         name for name, parameter in method.named_parameters(remove_duplicate=False) if not parameter.requires_grad
@@ -57,10 +55,6 @@ def write(
             "weights": {"files": files, "shared": saved.shared, "strides": saved.strides, "frozen": frozen},
         }
         new.commit(config)
-        if rules is None:
-            (folder / POLICY).unlink(missing_ok=True)
-        else:
-            write_text(folder / POLICY, json.dumps(rules, indent=2, allow_nan=False) + "\n")
     if told.to_give:
         warnings.warn(
             f"{folder} does not tell how to build {len(told.to_give)} of {len(networks_of(method))} networks"

@@ -12,6 +12,7 @@ from hesitant.methods.saving.architectures.of_torchvision import build_torchvisi
 from hesitant.methods.saving.architectures.of_transformers import build_transformers
 from hesitant.methods.saving.architectures.own import build_own, require_trust
 from hesitant.methods.saving.failure import SavedModelError
+from hesitant.methods.saving.tensors import SavedTensors
 from hesitant.methods.saving.undrawn import Undrawn
 
 __all__ = ["KINDS", "Limits", "build", "require_architecture"]
@@ -19,7 +20,9 @@ __all__ = ["KINDS", "Limits", "build", "require_architecture"]
 KINDS: Final = ("torch", "timm", "torchvision", "transformers", "class", "given")
 
 _SPARE_NUMBERS: Final = 2**26  # in buffers that are not saved, or made on the way: a mask of 8,192 positions squared
-_SPARE_TENSORS: Final = 10_000
+_SPARE_TENSORS: Final = 2_000
+_SPARE_CALLS: Final = 50_000  # of torch: a list of rates, one for each layer, is read number by number
+_SPARE_NETWORKS: Final = 100  # that have none
 _LARGEST_INTEGER: Final = 2**20  # of an argument, for smaller models: a base of rotary positions is a million
 _DEEPEST: Final = 40
 
@@ -30,15 +33,28 @@ class Limits:
 
     Attributes:
         numbers: In all tensors that were saved.
-        tensors: How many these are.
+        tensors: How many names these have.
     """
 
     numbers: int
     tensors: int
 
+    @staticmethod
+    def of(saved: SavedTensors) -> "Limits":
+        """Answers those of tensors that were saved."""
+        numbers = sum(tensor.numel() for tensor in saved.tensors.values())
+        return Limits(numbers, len(saved.tensors) + len(saved.shared))
+
     def undrawn(self) -> Undrawn:
         """Answers what a network is built under."""
-        return Undrawn(4 * self.numbers + _SPARE_NUMBERS, 20 * self.tensors + _SPARE_TENSORS)
+        return Undrawn(
+            4 * self.numbers + _SPARE_NUMBERS, 8 * self.tensors + _SPARE_TENSORS, 100 * self.tensors + _SPARE_CALLS
+        )
+
+    def require_few(self, networks: int) -> None:
+        """Refuses more networks than there are tensors for."""
+        if networks > self.tensors + _SPARE_NETWORKS:
+            raise ValueError(f"it has {networks} networks, too many for {self.tensors} tensors")
 
     def require_modest(self, part: Any, depth: int = 0) -> None:
         """Refuses an integer that no such model has, for it would be counted up to before a tensor is made."""
@@ -57,6 +73,7 @@ def require_architecture(architecture: Any, where: str) -> dict[str, Any]:
         SavedModelError: It has not.
     """
     form = isinstance(architecture, Mapping) and architecture.get("kind") in KINDS
+    form = form and all(isinstance(architecture.get(name, ""), str) for name in ("head", "outline", "class"))
     if form and architecture["kind"] != "given":
         arguments = architecture.get("arguments")
         form = isinstance(architecture.get("name"), str) and isinstance(arguments, Mapping)
