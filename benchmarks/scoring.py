@@ -1,4 +1,4 @@
-"""What scoring costs: rows a second of a Scorer beside the plain model's loop, of Ray and of Spark, and ten million rows.
+"""What scoring costs: rows a second of a Scorer beside the plain model's loop, of Ray and Spark, and ten million rows.
 
     python benchmarks/scoring.py                               # everything, about twenty minutes on two cores
     python benchmarks/scoring.py --parts loop engines --rows 100000
@@ -7,11 +7,11 @@
 Writes benchmarks/results/scoring.json. One thread of PyTorch a process, rows of 64 numbers for a network 64-128-128-8
 (mlp), texts of 32 tokens for a transformer of MiniLM's size (encoder), both with random weights.
 
-loop     one process: `softmax(model(x))` in a loop over batches, a Scorer of the plain model, and one of SNGP, in turns. A
-         Scorer looks at every row, and answers with more: label, confidence, uncertainty, decision.
-engines  the SNGP's Scorer over a table in memory: in this process, on Ray Data (two actors) and on Spark (mapInPandas, two
-         workers), started and warm. What an engine costs is the rows a second of a worker beside those of this process.
-stream   ten million rows, drawn batch by batch, scored and written as shards; the process's peak memory after each million.
+loop     one process: `softmax(model(x))` in a loop over batches, a Scorer of the plain model, and one of SNGP, in turns.
+         A Scorer looks at every row, and answers with more: label, confidence, uncertainty, decision.
+engines  the SNGP's Scorer over a table in memory: in this process, on Ray Data (two actors) and on Spark (mapInPandas,
+         two workers), started and warm. What an engine costs: rows a second of a worker beside those of this process.
+stream   ten million rows, drawn batch by batch, scored and written as shards; the peak memory after each million.
 table    computed from these figures: hours and bytes for up to 10^9 rows.
 """
 
@@ -42,7 +42,7 @@ WORKERS = 2
 def saved(name: str, folder: Path) -> dict[str, Path]:
     """Saves the network of this name plain, and in an SNGP with a policy, and answers the folders."""
     data = MODELS[name][1](256)
-    given = data["x"] if "x" in data else data
+    given = data.get("x", data)
     methods = {"Deterministic": hesitant.Deterministic(network_of(name)), "SNGP": hesitant.SNGP(network_of(name))}
     methods["SNGP"].fit_covariance(given)
     for kind, method in methods.items():
@@ -67,8 +67,8 @@ def loop(folder: Path, rounds: int) -> dict[str, Any]:
 
         tasks: dict[str, Any] = {"plain": ask}
         for kind, path in folders.items():
-            tasks[f"Scorer of {kind}"] = lambda scorer=hesitant.Scorer(path), columns=columns: scorer(columns)
-            method = hesitant.load(path)
+            scorer, method = hesitant.Scorer(path), hesitant.load(path)
+            tasks[f"Scorer of {kind}"] = lambda scorer=scorer, columns=columns: scorer(columns)
             given = {key: torch.from_numpy(column) for key, column in columns.items()}
             inputs = given.get("x", given)
             tasks[f"predict of {kind}"] = lambda method=method, inputs=inputs: method.predict(inputs)

@@ -43,7 +43,7 @@ nitpick_ignore_regex = [
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "examples",
-    "filename_pattern": r"\.py",  # every example runs, whatever its name
+    "filename_pattern": r"(?<!serve)\.py",  # every example runs, whatever its name, but for the server, which goes on
     "within_subsection_order": "FileNameSortKey",
     "capture_repr": (),
     "show_memory": False,

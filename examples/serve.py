@@ -81,7 +81,9 @@ def create_app(answering: Answering, *, most_bytes: int = 2**20, most_rows: int 
         async for chunk in request.stream():
             body += chunk
             if len(body) > most_bytes:
-                raise HTTPException(413, f"the body has more than {most_bytes} bytes: send its rows in several requests")
+                raise HTTPException(
+                    413, f"the body has more than {most_bytes} bytes: send its rows in several requests"
+                )
         content = await anyio.to_thread.run_sync(answered, answering, bytes(body), most_rows, limiter=limiter)
         return Response(content, media_type="application/json")
 

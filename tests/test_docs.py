@@ -24,14 +24,15 @@ WITH_CODE = [page for page in PAGES if blocks(page, "python")]
 OF_OTHERS = ("hugging-face.md", "into-your-service.md", "lightning.md")
 DOORS = (
     "hesitant", "hesitant.data", "hesitant.detection", "hesitant.evaluation", "hesitant.integrations.mlflow",
-    "hesitant.integrations.scorer", "hesitant.methods", "hesitant.nn", "hesitant.nn.models", "hesitant.plots", "hesitant.prediction", "hesitant.report", "hesitant.training",
+    "hesitant.integrations.scorer", "hesitant.methods", "hesitant.nn", "hesitant.nn.models", "hesitant.plots",
+    "hesitant.prediction", "hesitant.report", "hesitant.training",
 )  # fmt: skip
 SHOWN_BY_EXAMPLE = (
     "hesitant.SNGP", "hesitant.MCDropout", "hesitant.DeepEnsemble", "hesitant.Deterministic", "hesitant.Prediction",
     "hesitant.DeferralPolicy", "hesitant.fit", "hesitant.data.split", "hesitant.nn.RandomFeatureGaussianProcess",
     "hesitant.nn.SpectralNormalizer",
 )  # fmt: skip
-# Engines stay on this machine and tell nobody that they run; a JVM without these compiles for minutes before it starts.
+# Engines stay on this machine and tell nobody that they run; a virtual machine that compiles less starts sooner.
 ENGINES = {
     "MLFLOW_DISABLE_TELEMETRY": "true", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0",
     "SPARK_LOCAL_IP": "127.0.0.1", "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",

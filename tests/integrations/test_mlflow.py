@@ -14,7 +14,7 @@ from tests.integrations.folders import network, rows, saved, sngp
 from hesitant import Scorer
 from hesitant.integrations.mlflow import ScoredModel, pyfunc_arguments
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:mlflow")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow", "ignore::FutureWarning:mlflow")
 
 
 @pytest.fixture(scope="module")

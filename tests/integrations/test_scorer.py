@@ -367,7 +367,7 @@ def test_a_folder_that_was_changed_since_is_not_scored_by(tmp_path: Path) -> Non
     saved(folder, sngp(seed=1))
     np.testing.assert_array_equal(loaded(rows(3))["probs"], expected)  # what it has loaded it keeps
     loading._kept.folders.clear()  # another process
-    with pytest.raises(ValueError, match="held .* where the scorer was made"):
+    with pytest.raises(ValueError, match=r"held .* where the scorer was made"):
         before(rows(3))
     assert (Scorer(folder, inputs="x")(rows(3))["probs"] != expected).any()
 
@@ -446,4 +446,3 @@ def test_a_process_that_is_forked_while_another_thread_loads_does_not_wait_for_i
     with loading._kept.lock, ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         answer = pool.submit(scored_while_locked, scorer).result(timeout=60)
     np.testing.assert_allclose(answer, scorer(rows(4))["probs"], atol=1e-6)
-

@@ -92,7 +92,9 @@ def _plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    raise TypeError(f"{value!r} cannot be written into an MLflow model: expected numbers and texts, in lists and dicts.")
+    raise TypeError(
+        f"{value!r} cannot be written into an MLflow model: expected numbers and texts, in lists and dicts."
+    )
 
 
 def _load_pyfunc(data_path: str, model_config: dict[str, Any] | None = None) -> ScoredModel:

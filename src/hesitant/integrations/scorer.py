@@ -57,25 +57,26 @@ class Scorer:
 
     Args:
         folder: What ``model.save_pretrained(folder)`` wrote; workers on other machines read it at the same path.
-        inputs: The columns that the model takes. One name is its only input; several are its arguments of these names,
-            or, where the folder has a tokenizer and they hold texts, a text or a pair of texts. A mapping says the shape
-            of one row, too, ``{"pixels": (3, 32, 32)}``: rows that come flat are given it, and others are bad. None
-            takes the columns that are called as the model's arguments, or the only column that there is.
+        inputs: The columns that the model takes. One name is its only input; several are its arguments of these names.
+            Where the folder has a tokenizer, one or two columns that are no arguments of the model are texts, or pairs
+            of texts; what is longer than the tokenizer allows is cut off. A mapping says the shape of one row, too,
+            ``{"pixels": (3, 32, 32)}``: rows that come flat are given it, and others are bad. None takes the columns
+            that are called as the model's arguments, or the only column that there is.
         outputs: The columns to answer with, of ``"probs"`` (B, C), ``"label"`` (B,) int64, ``"label_name"`` where
             classes have names, ``"confidence"``, ``"uncertainty"`` (the ``ood_score``), ``"predictive_entropy"``,
             ``"mutual_information"``, ``"logit_variance"`` (B, C) and ``"accept"`` (B,) booleans, what the folder's
             policy decides. None is the first two, confidence and uncertainty, and accept where the folder has a policy.
         keep: Columns of the batch that are answered as they came, such as the rows' identifiers.
-        bad_rows: ``"raise"`` raises :class:`BadRows` for a row that is no input (missing, of another shape, not finite, no
-            text). ``"mark"`` answers it with NaN, a label of -1, a label name that is empty and no acceptance, and has a
-            column ``"error"`` that says why, empty for the others; a batch without a single good row still raises if
-            the model refuses it.
+        bad_rows: ``"raise"`` raises :class:`~hesitant.integrations.scorer.BadRows` for a row that is no input: missing,
+            of another shape, not finite, no text, or refused by the model. ``"mark"`` answers it with NaN, a label of
+            -1, an empty label name and no acceptance, and has a column ``"error"`` that says why, empty for the others;
+            a batch whose rows the model refuses one and all still raises.
         batch_size: Rows in one forward pass; None chooses by their size.
         device: Of the model; None is the CPU.
         trust: Import paths of own classes that the folder may name (see :func:`hesitant.load`).
         model: The network, for a folder that does not say how to make it. A copy takes the folder's weights.
-        predict_options: For the method's ``predict``, such as ``posterior="monte_carlo"``: those with which the folder's
-            policy was calibrated.
+        predict_options: For the method's ``predict``, such as ``posterior="monte_carlo"``: those with which the policy
+            of the folder was calibrated.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -107,8 +108,14 @@ class Scorer:
         self.marks = bad_rows == "mark"
         doubled = sorted({*(self.outputs or _OUTPUTS), _ERROR} & {*self.keep})
         if doubled:
-            raise ValueError(f"keep={self.keep} names {doubled[0]!r}, which an output is called, too: rename the column.")
-        self.batch_size, self.device, self.trust = batch_size, device, (trust,) if isinstance(trust, str) else tuple(trust)
+            raise ValueError(
+                f"keep={self.keep} names {doubled[0]!r}, which an output is called, too: rename the column."
+            )
+        self.batch_size, self.device, self.trust = (
+            batch_size,
+            device,
+            (trust,) if isinstance(trust, str) else tuple(trust),
+        )
         self.model = model
         self.predict_options = predict_options
         # All copies of this scorer have it: the weights of the network that is given are of no account.
@@ -234,7 +241,8 @@ class Scorer:
             if why.reasons:
                 raise why from error
             raise BadInputs(
-                "batch has no rows, and its columns do not say what one would be: say it, Scorer(..., inputs={name: shape})."
+                "batch has no rows, and its columns do not say what one would be: say it,"
+                " Scorer(..., inputs={name: shape})."
             ) from error
 
     def _answers(self, loaded: Loaded, prediction: Prediction) -> dict[str, Array]:

@@ -7,4 +7,15 @@
 from hesitant.integrations.scoring.columns import BadInputs, BadRows, InputColumns, Inputs, as_columns, blank, taken
 from hesitant.integrations.scoring.loading import Loaded, folder_digest, loaded_once
 
-__all__ = ["BadInputs", "BadRows", "InputColumns", "Inputs", "Loaded", "as_columns", "blank", "folder_digest", "loaded_once", "taken"]
+__all__ = [
+    "BadInputs",
+    "BadRows",
+    "InputColumns",
+    "Inputs",
+    "Loaded",
+    "as_columns",
+    "blank",
+    "folder_digest",
+    "loaded_once",
+    "taken",
+]

@@ -34,8 +34,8 @@ class BadRows(BadInputs):
         shown = "; ".join(self.reasons[row] for row in list(self.reasons)[:_SHOWN])
         more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
         super().__init__(
-            f"{len(reasons)} of {of} rows cannot be scored: {shown}{more}. Mend or drop them, or mark them and score the"
-            ' others: Scorer(..., bad_rows="mark").'
+            f"{len(reasons)} of {of} rows cannot be scored: {shown}{more}. Mend or drop them, or mark them and score"
+            ' the others: Scorer(..., bad_rows="mark").'
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
