@@ -7,7 +7,7 @@
 Writes benchmarks/results/scoring.json. One thread of PyTorch a process, rows of 64 numbers for a network 64-128-128-8
 (mlp), texts of 32 tokens for a transformer of MiniLM's size (encoder), both with random weights.
 
-loop     one process: `softmax(model(x))` in a loop over batches, a Scorer of the plain model, and one of SNGP, in turns.
+loop     one process: `softmax(model(x))` in a loop over batches, a Scorer of the plain model, and one of SNGP, in turn.
          A Scorer looks at every row, and answers with more: label, confidence, uncertainty, decision.
 engines  the SNGP's Scorer over a table in memory: in this process, on Ray Data (two actors) and on Spark (mapInPandas,
          two workers), started and warm. What an engine costs: rows a second of a worker beside those of this process.

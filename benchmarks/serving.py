@@ -3,12 +3,12 @@
     python benchmarks/serving.py                          # everything, about three minutes on two cores
     python benchmarks/serving.py --models mlp --rounds 3
 
-Writes benchmarks/results/serving.json. The server is that of `examples/serve.py` in a process of its own, with one thread
-of PyTorch for each thread that answers; the clients are 32 coroutines of another process that each send the next
+Writes benchmarks/results/serving.json. The server is that of `examples/serve.py` in a process of its own, one thread of
+PyTorch for each thread that answers; the clients are 32 coroutines of another process that each send the next
 request when they have the answer to the last. Server and clients share the cores, so that the figures are those of this
 machine under full load, not those of a server alone. What is served takes turns, round by round; a ratio is the median
-over the rounds. `server_cpu_ms_a_request` is what the server's process has of the processors, in which other work on the
-machine and the clients have little part. Every answer is compared with what one thread answers to the same request.
+over the rounds. `server_cpu_ms_a_request` is what the server's process has of the processors, in which other work and
+the clients have little part. Every answer is compared with what one thread answers to the same request.
 
 mlp      64 numbers a request to a network of two layers of 128: nearly all of the time is HTTP and JSON.
 encoder  a text of 32 tokens to a transformer of 6 layers of 384 (MiniLM's size), random weights.

@@ -122,7 +122,8 @@ class InputColumns:
 
         Such rows are zeros in it. Floating numbers become `dtype`.
         """
-        shape, reasons = self.shapes.get(name), {}
+        shape = self.shapes.get(name)
+        reasons: dict[int, str] = {}
         if column.dtype == object:
             column, reasons = _stacked(name, column, shape)
         if column.dtype.kind not in "biuf":

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hesitant.evaluation import DeferralPolicy
 from hesitant.files import parse_json
@@ -72,7 +73,8 @@ class Loaded:
                 f"the columns {list(columns)} are to be inputs, and {strange[0]!r} is no argument of the model,"
                 f" {list(self.arguments)}: call the columns as the arguments."
             )
-        tensors, reasons = {}, {}
+        tensors: dict[str, Tensor] = {}
+        reasons: dict[int, str] = {}
         for name, column in columns.items():
             tensors[name], wrong = inputs.tensor(name, column, self.dtype)
             reasons = {**wrong, **reasons}
