@@ -14,7 +14,9 @@ from tests.integrations.folders import network, rows, saved, sngp
 from hesitant import Scorer
 from hesitant.integrations.mlflow import ScoredModel, pyfunc_arguments
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow", "ignore::FutureWarning:mlflow")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:mlflow", "ignore::FutureWarning:mlflow", "ignore:.*Any type hint is inferred"
+)
 
 
 @pytest.fixture(scope="module")

@@ -295,16 +295,6 @@ def test_what_a_folder_does_not_hold_is_said(tmp_path: Path) -> None:
         Scorer(plain, inputs="x", outputs=["logit_variance"])(rows(2))
 
 
-def test_a_policy_of_another_model_decides_nothing(folder: Path, tmp_path: Path) -> None:
-    other = saved(tmp_path / "other", hesitant.Deterministic(network()))
-    expected = Scorer(other, inputs="x")(rows(20))["accept"]
-    (other / "policy.json").write_text((folder / "policy.json").read_text())
-    loading._kept.folders.clear()
-    with pytest.warns(UserWarning, match="not the policy"):
-        answers = Scorer(other, inputs="x")(rows(20))
-    np.testing.assert_array_equal(answers["accept"], expected)
-
-
 # ---------------------------------------------------------------- processes and threads
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from hesitant.evaluation import DeferralPolicy
 from hesitant.files import parse_json
 from hesitant.integrations.scoring.columns import BadInputs, InputColumns, Inputs, arguments_of, texts
-from hesitant.methods import load
+from hesitant.methods import load, saved_policy
 
 _MOST_KEPT: Final = 4  # folders; a service that loads a new model each day forgets the old ones
 

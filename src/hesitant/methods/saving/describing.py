@@ -40,8 +40,8 @@ def described(
         TypeError: A method cannot be saved.
     """
     networks = networks_of(method)
-    if architecture is None or isinstance(architecture, Mapping):
-        stated: list[Architecture | None] = [architecture] * len(networks)
+    if architecture is None or isinstance(architecture, (Mapping, str)):
+        stated: list[Any] = [architecture] * len(networks)
     else:
         stated = list(architecture)
         if len(stated) != len(networks):

@@ -36,7 +36,8 @@ def fetched(repo_id: str, **options: Any) -> tuple[Path, Path]:
     """
     patterns = [*_OWN, "preprocessing-*/*"]
     folder = Path(_hub().snapshot_download(repo_id, allow_patterns=patterns, **options))
-    return folder, folder.parent.parent  # a snapshot's files are links to those of the repository's cache
+    # A snapshot's files are links to those of the repository's cache.
+    return folder, folder.parent.parent if folder.parent.name == "snapshots" else folder
 
 
 def _hub() -> Any:

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from hesitant.methods.saving.failure import SavedModelError, naming
 from hesitant.methods.saving.folder import SavedFolder, digest_of
 
-__all__ = ["DERIVED", "EXTRA", "SavedTensors", "read_tensors", "tensors_of", "write_tensors"]
+__all__ = ["DERIVED", "EXTRA", "SavedTensors", "read_tensors", "require_safetensors", "tensors_of", "write_tensors"]
 
 DERIVED: Final = "derived."  # before the names of buffers that no state dict holds
 EXTRA: Final = "extra."  # before those of what methods keep beside it
@@ -77,8 +77,7 @@ def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], max_sh
     Returns:
         Of each file, by name, its ``sha256`` and its ``bytes``.
     """
-    from safetensors.torch import save_file
-
+    save_file = _safetensors().torch.save_file
     shards = _shards(tensors, _bytes(max_shard_size))
     files: dict[str, Any] = {}
     for index, names in enumerate(shards, 1):
@@ -94,17 +93,14 @@ def read_tensors(folder: SavedFolder, weights: Mapping[str, Any]) -> SavedTensor
     Raises:
         SavedModelError: A file is missing, or not what was written, or holds NaN.
     """
-    from safetensors import SafetensorError, safe_open
-
+    safetensors = _safetensors()
     tensors: dict[str, Tensor] = {}
     for name, entry in weights["files"].items():
         path = folder.require_digest(name, digest=entry.get("sha256"), size=entry.get("bytes"))
         shown = folder.path / name
         again = "save the model again, or get the folder anew from where it came."
-        with (
-            naming(f"{shown} is damaged, or holds no tensors", again, SafetensorError),
-            safe_open(path, framework="pt") as file,
-        ):
+        damaged = naming(f"{shown} is damaged, or holds no tensors", again, safetensors.SafetensorError)
+        with damaged, safetensors.safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
                 if key in tensors:
                     raise SavedModelError(f"{shown} holds {key!r}, as another file does: save the model again.")
@@ -114,7 +110,20 @@ def read_tensors(folder: SavedFolder, weights: Mapping[str, Any]) -> SavedTensor
     return SavedTensors(tensors, dict(weights["shared"]), dict(weights["strides"]))
 
 
+def require_safetensors() -> None:
+    """Raises ImportError where the library that writes and reads tensors is not installed."""
+    _safetensors()
+
+
 # ---------------------------------------------------------------- inside
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("to save and to load needs safetensors: pip install 'hesitant[hub]'") from error
+    return safetensors
 
 
 def _require_plain(name: str, tensor: Any) -> None:

@@ -16,7 +16,7 @@ from hesitant.methods.saving.describing import Architecture, described, networks
 from hesitant.methods.saving.failure import ArchitectureWarning
 from hesitant.methods.saving.folder import FORMAT, VERSION
 from hesitant.methods.saving.preprocessing import write_preprocessing
-from hesitant.methods.saving.tensors import tensors_of, write_tensors
+from hesitant.methods.saving.tensors import require_safetensors, tensors_of, write_tensors
 
 __all__ = ["write"]
 
@@ -34,6 +34,7 @@ def write(
     max_shard_size: int | str,
 ) -> None:
     """Saves a method; the arguments are those of ``save_pretrained``."""
+    require_safetensors()
     saved = tensors_of(method)
     told = described(method, architecture, Limits.of(saved))
     names = _names(label_names)

@@ -1,4 +1,4 @@
-"""Networks of torchvision, by the name that they are registered under, and arguments."""
+"""Classifiers of torchvision, by the name that they are registered under, and arguments."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ def torchvision_candidates(network: Any, num_classes: int | None) -> Iterator[di
     """Gives what the network may have been made by: the builders of the file that its class is from."""
     import torchvision
 
-    for name in torchvision.models.list_models():
+    for name in _classifiers():
         if torchvision.models.get_model_builder(name).__module__ == type(network).__module__:
             arguments = {} if num_classes is None else {"num_classes": num_classes}
             yield {"kind": "torchvision", "name": name, "arguments": arguments}
@@ -28,10 +28,17 @@ def build_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """
     import torchvision
 
-    if name not in torchvision.models.list_models():
+    if name not in _classifiers():
         raise ValueError(f"torchvision {torchvision.__version__} has no model {name[:80]!r}")
     for argument in arguments:
         if argument.startswith(_REFUSED):
             raise ValueError(f"the argument {argument[:80]!r} would fetch something")
     network: nn.Module = torchvision.models.get_model(name, weights=None, **arguments)
     return network
+
+
+def _classifiers() -> list[str]:
+    """Answers the names of those; models of other tasks fetch a backbone unless they are told not to."""
+    import torchvision
+
+    return torchvision.models.list_models(module=torchvision.models)

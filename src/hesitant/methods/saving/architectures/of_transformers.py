@@ -1,4 +1,4 @@
-"""Networks of transformers, by the name of their class and their config."""
+"""Classifiers of transformers, by the name of their class and their config: no other class is built."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +10,10 @@ __all__ = ["build_transformers", "transformers_candidates"]
 # Others are fetched from a hub, and run.
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 # What names code or weights elsewhere, at any depth of a config.
-_REFUSED = ("auto_map", "custom_pipelines", "trust_remote_code", "quantization_config", "use_pretrained_backbone")
+_REFUSED = (
+    "auto_map", "custom_pipelines", "trust_remote_code", "quantization_config", "use_pretrained_backbone", "backbone",
+    "use_timm_backbone", "backbone_kwargs", "model_args",
+)  # fmt: skip
 
 
 def transformers_candidates(network: Any) -> Iterator[dict[str, Any]]:
@@ -32,7 +35,7 @@ def build_transformers(name: str, arguments: Mapping[str, Any], attention: Any) 
     """Builds a network without weights.
 
     Raises:
-        ValueError: transformers has no such class, or its config is another's, or names code or weights elsewhere.
+        ValueError: transformers has no such classifier, or its config is another's, or names code or weights elsewhere.
     """
     import transformers
 
@@ -41,8 +44,10 @@ def build_transformers(name: str, arguments: Mapping[str, Any], attention: Any) 
         isinstance(kind, type)
         and issubclass(kind, transformers.PreTrainedModel)
         and kind.__module__.startswith("transformers.models.")
+        and "Classification" in name
+        and "timm" not in kind.__module__
     ):
-        raise ValueError(f"transformers {transformers.__version__} has no model {name[:80]!r}")
+        raise ValueError(f"transformers {transformers.__version__} has no classifier {name[:80]!r}")
     if attention not in (None, *_ATTENTION):
         raise ValueError(f"attention is {str(attention)[:80]!r}, expected one of {', '.join(_ATTENTION)}")
     _require_harmless(arguments)

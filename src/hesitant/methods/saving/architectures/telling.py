@@ -68,10 +68,10 @@ def tell(network: nn.Module, head: Head | None, stated: Mapping[str, Any] | None
         known["head"] = head.name
     own = path_of(type(network)) or type(network).__qualname__
     to_be_given = {"kind": "given", "class": own, **known}
-    if stated is not None and stated.get("kind") == "given":
-        return Told(to_be_given)
     if stated is not None:
         architecture = _plain(require_architecture(stated, "architecture"))
+        if architecture is not None and architecture["kind"] == "given":
+            return Told(to_be_given)
         if architecture is None:
             raise ValueError("architecture holds something that is no JSON: numbers, texts, lists and dicts alone.")
         wrong = _wrong(network, head, architecture, limits, attributes=False)
