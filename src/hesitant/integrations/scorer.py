@@ -186,13 +186,18 @@ class Scorer:
     # ---------------------------------------------------------------- inside
 
     def _load(self) -> Loaded:
+        self._require_unchanged()
+        loaded = Loaded.at(self.folder, model=copy.deepcopy(self.model), trust=self.trust, device=self.device)
+        self._require_unchanged()  # nor while it was read
+        return loaded
+
+    def _require_unchanged(self) -> None:
         found = folder_digest(self.folder)
         if found != self.digest:
             raise ValueError(
                 f"{self.folder} holds {found[:16]} here and now, and held {self.digest[:16]} where the scorer was made:"
                 " give every process the same folder, or make the scorer anew."
             )
-        return Loaded.at(self.folder, model=copy.deepcopy(self.model), trust=self.trust, device=self.device)
 
     def _refuse(self, reasons: dict[int, str], num_rows: int, kept: Mapping[str, Array]) -> None:
         """Raises for bad rows that are not to be marked, by the identifiers that were kept of them, too."""

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hesitant.evaluation import DeferralPolicy
-from hesitant.files import parse_json
 from hesitant.integrations.scoring.columns import BadInputs, InputColumns, Inputs, arguments_of, texts
 from hesitant.methods import load, saved_policy
 
@@ -50,7 +49,7 @@ class Loaded:
         floating = (tensor.dtype for tensor in method.parameters() if tensor.is_floating_point())
         return cls(
             method=method,
-            policy=_policy_of(folder),
+            policy=None if saved_policy(folder) is None else DeferralPolicy.load(folder),
             tokenizer=_tokenizer_of(method.preprocessing),
             label_names=None if names is None else tuple(names),
             arguments=arguments_of(method.forward),
@@ -121,12 +120,6 @@ def loaded_once(key: tuple[Any, ...], load: Callable[[], Loaded]) -> Loaded:
         while len(_kept.folders) > _MOST_KEPT:
             _kept.folders.popitem(last=False)
         return _kept.folders[key]
-
-
-def _policy_of(folder: Path) -> DeferralPolicy | None:
-    """The policy that a model was saved with, if it was saved with one."""
-    said = parse_json((folder / "config.json").read_text(encoding="utf-8"))["policy"]
-    return None if said is None else DeferralPolicy.load(folder)
 
 
 def _tokenizer_of(preprocessing: Any) -> Any | None:
