@@ -104,7 +104,7 @@ def test_a_text_longer_than_the_model_takes_is_cut_off(model: Any, folder: Path)
 def test_what_is_no_text_is_a_bad_row(model: Any, folder: Path, value: Any) -> None:
     column = np.array(TEXTS, dtype=object)
     column[2] = value
-    with pytest.raises(BadRows, match="row 2 of column 'text' is .*, expected a text"):
+    with pytest.raises(BadRows, match=r"row 2 of column 'text' is .*, expected a text"):
         Scorer(folder)({"text": column})
     marked = Scorer(folder, bad_rows="mark")({"text": column})
     others = [0, 1, 3, 4, 5]
