@@ -13,7 +13,7 @@ from tests.integrations.folders import rows, saved, sngp
 
 from hesitant import Scorer
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning:ray")]
 
 NUM_ROWS = 600
 

@@ -15,8 +15,13 @@ from tests.integrations.folders import rows, saved, sngp
 
 from hesitant import Scorer
 
-# Spark warns of every pandas that is newer than itself.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
+# Spark warns of every pandas that is newer than itself, MLflow of its own type hints.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore:PySpark does not yet:FutureWarning", "ignore:.*Any type hint is inferred", "ignore::DeprecationWarning"
+    ),
+]
 
 NUM_ROWS = 600
 OUTPUTS = ["probs", "label", "confidence", "uncertainty", "accept"]
