@@ -1,30 +1,44 @@
 """The examples run as a new user would run them, in an empty folder, and show what their text says."""
 
 import ast
+import contextlib
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
+from tests.integrations.folders import WIDTH, rows, saved, sngp
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def run(name: str, folder: Path) -> str:
-    """Answers what an example prints. The warnings that a reader would see are errors."""
-    # What is set for the tests is not set for a reader; where things are found is.
+def environment(folder: Path) -> dict[str, str]:
+    """Answers what a reader would have set: what is set for the tests is not; where things are found is."""
     kept = {key: os.environ[key] for key in ("PATH", "HOME", "OMP_NUM_THREADS") if key in os.environ}
-    environment = {
+    return {
         **kept,
         "PYTHONPATH": str(ROOT / "src"),
         "MPLBACKEND": "Agg",
         "MPLCONFIGDIR": str(folder / ".matplotlib"),
     }
-    command = [sys.executable, "-W", "error", str(ROOT / "examples" / f"{name}.py")]
-    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def command(name: str) -> list[str]:
+    """Answers how an example is started. The warnings that a reader would see are errors."""
+    return [sys.executable, "-W", "error", str(ROOT / "examples" / f"{name}.py")]
+
+
+def run(name: str, folder: Path) -> str:
+    """Answers what an example prints."""
+    settings = {"cwd": folder, "env": environment(folder), "capture_output": True, "text": True, "timeout": 300}
+    ran = subprocess.run(command(name), **settings)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return ran.stdout
 
@@ -44,7 +58,7 @@ def test_an_example_has_the_form_that_the_gallery_reads_and_a_test_that_runs_it(
     assert underline == "=" * len(title)
     assert any(text)
     assert source.count("\n# %%\n") >= 3
-    assert "plt.show()" in source
+    assert "plt.show()" in source or example.stem == "serve"
     assert f"test_{example.stem}" in globals()
 
 
@@ -111,3 +125,27 @@ def test_report_on_one_page(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(page) > 100_000
     assert all(name in page for name in ("plain", "MC dropout", "deep ensemble", "SNGP", "8 and 9"))
+
+
+@pytest.mark.slow
+def test_serve(tmp_path: Path) -> None:
+    saved(tmp_path / "model", sngp())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [str(tmp_path / "model"), "--input", f"x={WIDTH}", "--port", str(port)]
+    server = subprocess.Popen([*command("serve"), *arguments], cwd=tmp_path, env=environment(tmp_path))
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(1200):
+            assert server.poll() is None
+            with contextlib.suppress(httpx.ConnectError):
+                assert httpx.get(f"{address}/health").json()["status"] == "ok"
+                break
+            time.sleep(0.1)
+        answer = httpx.post(f"{address}/predict", json={"x": rows(3)["x"].tolist()}).json()
+        assert list(answer) == ["probs", "label", "confidence", "uncertainty", "accept"]
+        assert httpx.post(f"{address}/predict", json={"x": [[1]]}).status_code == 422
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) in (0, -signal.SIGINT, 130)

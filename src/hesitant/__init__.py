@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hesitant.evaluation import DeferralPolicy, calibrate, compare
+    from hesitant.integrations.scorer import Scorer
     from hesitant.methods import SNGP, CovarianceSums, DeepEnsemble, Deterministic, MCDropout, load
     from hesitant.prediction import Prediction
     from hesitant.training import History, fit
@@ -23,6 +24,7 @@ __all__ = [
     "History",
     "MCDropout",
     "Prediction",
+    "Scorer",
     "calibrate",
     "compare",
     "fit",
@@ -31,11 +33,12 @@ __all__ = [
 
 _NAMES = {
     "evaluation": ("DeferralPolicy", "calibrate", "compare"),
+    "integrations.scorer": ("Scorer",),
     "methods": ("SNGP", "CovarianceSums", "DeepEnsemble", "Deterministic", "MCDropout", "load"),
     "prediction": ("Prediction",),
     "training": ("History", "fit"),
 }
-_ROOMS = (*_NAMES, "data", "detection", "integrations", "nn", "plots", "report")
+_ROOMS = (*(room for room in _NAMES if "." not in room), "data", "detection", "integrations", "nn", "plots", "report")
 
 
 def __getattr__(name: str) -> Any:

@@ -39,7 +39,7 @@ class KernelScale(nn.Module):
     """
 
     code: Tensor
-    average_code: Tensor | None
+    average_code: Tensor
     decided: Tensor
 
     def __init__(
@@ -55,12 +55,12 @@ class KernelScale(nn.Module):
         number = float(in_features) if isinstance(scale, str) else float(scale)
         code = torch.tensor(round(math.log(number) / UNIT), dtype=torch.int64, device=device)
         self.register_buffer("code", code)
-        self.follows = scale == "running_median"
-        self.register_buffer("average_code", code.clone() if self.follows else None)
+        self.register_buffer("average_code", code.clone())
         self.register_buffer("decided", torch.tensor(not isinstance(scale, str), dtype=torch.uint8, device=device))
         self.log_change = nn.Parameter(torch.zeros((), device=device, dtype=dtype)) if trainable else None
         #: Whether the buffers are to be asked: False spares a device the question once it has said yes.
         self.is_open = isinstance(scale, str)
+        self.follows = scale == "running_median"
 
     def log(self, dtype: torch.dtype) -> Tensor:
         """Answers the logarithm of the scale, ``()``."""
@@ -91,8 +91,7 @@ class KernelScale(nn.Module):
         if voters == 0:
             return False
         self.code.fill_(round(total / voters / UNIT))
-        if self.average_code is not None:
-            self.average_code.copy_(self.code)
+        self.average_code.copy_(self.code)
         self.decided.fill_(1)
         self.is_open = False
         return True
@@ -103,7 +102,6 @@ class KernelScale(nn.Module):
 
         In a run of several workers all call this, and agree. Nothing waits for a device.
         """
-        assert self.average_code is not None
         x = x.detach().reshape(-1, x.shape[-1])
         x = x[:: max(1, len(x) // _FOLLOWED)][:_FOLLOWED].float()
         if len(x) < 2:
