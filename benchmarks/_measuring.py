@@ -15,7 +15,11 @@ from hesitant.demos.result import versions
 
 
 def in_turns(
-    tasks: dict[str, Callable[[], Any]], rounds: int, repeats: int, warm_up: int = 5
+    tasks: dict[str, Callable[[], Any]],
+    rounds: int,
+    repeats: int,
+    warm_up: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Answers the milliseconds of each task in each round, the tasks taking turns: a slow moment hits all alike."""
     durations: dict[str, list[float]] = {name: [] for name in tasks}
@@ -24,10 +28,10 @@ def in_turns(
             task()
     for _ in range(rounds):
         for name, task in tasks.items():
-            began = time.perf_counter()
+            began = clock()
             for _ in range(repeats):
                 task()
-            durations[name].append((time.perf_counter() - began) / repeats * 1e3)
+            durations[name].append((clock() - began) / repeats * 1e3)
     return durations
 
 
