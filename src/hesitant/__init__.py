@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hesitant.evaluation import DeferralPolicy, calibrate, compare
+    from hesitant.integrations.export import export
     from hesitant.methods import SNGP, DeepEnsemble, Deterministic, MCDropout
     from hesitant.prediction import Prediction
     from hesitant.training import History, fit
@@ -24,16 +25,18 @@ __all__ = [
     "Prediction",
     "calibrate",
     "compare",
+    "export",
     "fit",
 ]
 
 _NAMES = {
     "evaluation": ("DeferralPolicy", "calibrate", "compare"),
+    "integrations.export": ("export",),
     "methods": ("SNGP", "DeepEnsemble", "Deterministic", "MCDropout"),
     "prediction": ("Prediction",),
     "training": ("History", "fit"),
 }
-_ROOMS = (*_NAMES, "data", "detection", "integrations", "nn", "plots", "report")
+_ROOMS = (*(room for room in _NAMES if "." not in room), "data", "detection", "integrations", "nn", "plots", "report")
 
 
 def __getattr__(name: str) -> Any:

@@ -5,10 +5,30 @@ Read in this order: ``passes`` decides which passes run together; ``runner`` run
 ``training`` mean dropout). A pass is a ``watched_pass``, or, where the model is too small to be watched, a
 ``light_pass``; ``replay`` runs the passes after the first together, without computing again what dropout does not
 reach. ``operations`` knows what draws, ``masks`` draws. ``methods/mc_dropout.py`` calls ``DropoutPasses``; the training
-of ensembles draws from ``Masks``.
+of ensembles draws from ``Masks``, and ``integrations/export`` draws each operation's masks within a graph.
 """
 
-from hesitant.methods.dropout.masks import Masks
+from hesitant.methods.dropout.dropping_replicas import dropping_replicas
+from hesitant.methods.dropout.masks import Mask, Masks
+from hesitant.methods.dropout.operations import (
+    Layout,
+    Repeated,
+    draws,
+    drop,
+    is_dropout,
+    layer_by_layer,
+)
 from hesitant.methods.dropout.passes import DropoutPasses
 
-__all__ = ["DropoutPasses", "Masks"]
+__all__ = [
+    "DropoutPasses",
+    "Layout",
+    "Mask",
+    "Masks",
+    "Repeated",
+    "draws",
+    "drop",
+    "dropping_replicas",
+    "is_dropout",
+    "layer_by_layer",
+]

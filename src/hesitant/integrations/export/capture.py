@@ -1,0 +1,107 @@
+"""A module captured by ``torch.export``: any number of inputs, sequences of any length."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.overrides import TorchFunctionMode
+
+from hesitant.inputs import Batch, tensors_of
+from hesitant.methods.dropout import layer_by_layer
+
+SequenceAxis = int | Literal["tokens"] | None
+
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
+def shapes_of(batch: Batch, rows: int, sequence_axis: SequenceAxis) -> dict[int, dict[int, Any]]:
+    """Answers which axes of each tensor of a batch have any length, by the tensor's identity.
+
+    Args:
+        batch: The inputs.
+        rows: B, how many there are: the length of the first axis of what has an entry an input.
+        sequence_axis: What else has any length; ``"tokens"``: the second axis of integer inputs of two.
+
+    Raises:
+        ValueError: No input has such an axis, or a sequence of the example is of length 1.
+    """
+    found: dict[int, dict[int, Any]] = {}
+    several = False
+    for tensor in tensors_of(batch):
+        axes: dict[int, Any] = {0: Dim.DYNAMIC} if tensor.ndim and len(tensor) == rows else {}
+        if axes and _has_sequence(tensor, sequence_axis):
+            axis = 1 if sequence_axis == "tokens" else sequence_axis
+            assert isinstance(axis, int)
+            if tensor.shape[axis] < 2:
+                raise ValueError(
+                    f"example holds sequences of length {tensor.shape[axis]}: give one of at least 2 entries, from which"
+                    " any length can be told, or sequence_axis=None for that length alone."
+                )
+            axes[axis], several = Dim.DYNAMIC, True
+        found[id(tensor)] = axes
+    if isinstance(sequence_axis, int) and not several:
+        shapes = [tuple(tensor.shape) for tensor in tensors_of(batch)]
+        raise ValueError(f"sequence_axis={sequence_axis}: no input of the example has that axis, of shapes {shapes}.")
+    return found
+
+
+def _has_sequence(tensor: Tensor, sequence_axis: SequenceAxis) -> bool:
+    if sequence_axis == "tokens":
+        return tensor.ndim == 2 and not tensor.is_floating_point() and tensor.dtype != torch.uint8
+    return sequence_axis is not None and tensor.ndim > sequence_axis
+
+
+def capture(
+    module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], dynamic_shapes: dict[str, Any]
+) -> ExportedProgram:
+    """Answers the program of a module, without gradients.
+
+    Recurrent layers stay one operation a layer where torch can keep them (ONNX has them): else their loop would be
+    written out for the length of the example.
+    """
+    with quiet(), torch.no_grad(), _recurrent_layers_kept(), _LayerByLayer():
+        return torch.export.export(module, tuple(args), kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps to itself what torch's exporters say of their own inside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _recurrent_layers_kept() -> Iterator[None]:
+    try:
+        from torch.export._patches import register_gru_while_loop_decomposition as gru
+        from torch.export._patches import register_lstm_while_loop_decomposition as lstm
+    except ImportError:  # of a torch that writes the loop out
+        yield
+        return
+    with lstm(), gru():
+        yield
+
+
+class _LayerByLayer(TorchFunctionMode):
+    """Has recurrent networks of several layers run one after another, the dropout between them in the open."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        """Runs one function."""
+        name = getattr(func, "__name__", "")
+        if name in _RECURRENT and func is getattr(torch._C._VariableFunctions, name, None):
+            packed = not isinstance(args[2], (list, tuple))
+            at = 2 if packed else 1
+            hidden, weights, has_biases, num_layers, drop_rate, training, *rest = args[at:]
+            if num_layers > 1:
+                overload = getattr(torch.ops.aten, name)
+                rate = drop_rate if training else 0.0
+                return layer_by_layer(
+                    overload.data if packed else overload.input,
+                    (*args[:at], hidden, weights, has_biases, num_layers, rate, training, *rest),
+                )
+        return func(*args, **(kwargs or {}))
