@@ -20,16 +20,16 @@ _DEVIATIONS = 8  # of a mean of passes from another: never by chance
 
 
 def require_agreement(
-    answers: Answers, module: NamedAnswers, asked: Example, masks: list[Tensor], prediction: Prediction
+    answers: Answers, module: NamedAnswers, asked: Example, masks: list[Tensor], method: Any
 ) -> None:
-    """Requires that a file answers the example, all of it and one input alone, as it should.
+    """Requires that a file answers the example as it should: all of it, one input, sequences of another length.
 
     Args:
         answers: Asks the file.
         module: What was captured.
         asked: The example.
         masks: What dropout keeps, where that is given: the answer is then the module's, to the same masks.
-        prediction: The method's, of the example.
+        method: What it is to answer as.
 
     Raises:
         ValueError: It does not.
@@ -39,7 +39,8 @@ def require_agreement(
             expected = module(*asked.few.args, **asked.few.kwargs, **{MASKS: masks})
         _require_same(answers(asked.few.args, {**asked.few.kwargs, MASKS: masks}), expected, is_half=False)
         return
-    for batch, part in ((asked.given, prediction), (asked.first(), prediction[:1])):
+    for batch in asked.parts():
+        part = method.predict([Batch(batch.args, {**batch.kwargs, **asked.fixed})])
         found = _ask(answers, batch)
         if module.num_samples is not None:
             _require_passes(found, _ask(answers, batch), part, module.num_samples)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hesitant.methods import Outputs, energy_of_output, log_probs_of, tempered
-from hesitant.prediction import as_floating, dempster_shafer, energy_of, entropy, two_class_logits
+from hesitant.prediction import as_floating, energy_of, entropy, two_class_logits
 
 _SERIES = 1e-4  # below, four terms of log1p's series are exact in float64
 
@@ -48,7 +48,14 @@ class Answer(NamedTuple):
             return self.distance.double()
         if self.energy is None:
             return self.predictive_entropy
-        return dempster_shafer(self.energy, self.probs.shape[1])
+        return self.dempster_shafer
+
+    @property
+    def dempster_shafer(self) -> Tensor:
+        """``C / (C + exp(-energy))`` ``(B,)`` float64, as ``prediction.dempster_shafer``: where there are logits."""
+        assert self.energy is not None
+        # Not torch.sigmoid: that of ONNX Runtime loses all digits of what is below 1e-20.
+        return 1 / (1 + torch.exp(-self.energy.double() - math.log(self.probs.shape[1])))
 
     @property
     def complement(self) -> Tensor:

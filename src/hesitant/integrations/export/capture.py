@@ -63,7 +63,7 @@ def capture(
     Recurrent layers stay one operation a layer where torch can keep them (ONNX has them): else their loop would be
     written out for the length of the example.
     """
-    with quiet(), torch.no_grad(), _recurrent_layers_kept(), _LayerByLayer():
+    with quiet(), torch.no_grad(), recurrent_layers_kept():
         return torch.export.export(module, tuple(args), kwargs, dynamic_shapes=dynamic_shapes, strict=False)
 
 
@@ -76,18 +76,29 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _recurrent_layers_kept() -> Iterator[None]:
+def recurrent_layers_kept() -> Iterator[None]:
+    """Has recurrent layers stay one operation where torch can keep them, and not a loop of so many steps."""
     try:
         from torch.export._patches import register_gru_while_loop_decomposition as gru
         from torch.export._patches import register_lstm_while_loop_decomposition as lstm
     except ImportError:  # of a torch that writes the loop out
         yield
         return
-    with lstm(), gru():
-        yield
+    try:
+        _forget_dispatch()
+        with lstm(), gru():
+            yield
+    finally:
+        _forget_dispatch()
 
 
-class _LayerByLayer(TorchFunctionMode):
+def _forget_dispatch() -> None:
+    """Has torch look again what recurrent layers are made of: it keeps what it found before."""
+    for operation in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
+        operation._dispatch_cache.clear()
+
+
+class LayerByLayer(TorchFunctionMode):
     """Has recurrent networks of several layers run one after another, the dropout between them in the open."""
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:

@@ -9,10 +9,12 @@ from torch import Tensor
 from hesitant.detection import Score
 from hesitant.evaluation import DeferralPolicy
 from hesitant.integrations.export.answer import Answer
-from hesitant.prediction import dempster_shafer
 
 _EPSILON = float(torch.finfo(torch.float32).eps)
-_ROUNDINGS = 8  # by so many does a runtime's float32 differ from torch's, in the scores of one input
+_ROUNDINGS = 2  # of float32, by which scores of one input differ between torch and a runtime
+_EXACT = 1e-3  # below, a confidence's complement is the sum of the other probabilities, exact in relation to itself
+_RELATIVE: tuple[Score, ...] = ("ood_score", "dempster_shafer", "logit_variance")  # exact so wherever they are
+_LEAST = 1e-44  # what float32 can tell from 0, some times over
 
 _SCORES: dict[Score, Callable[[Answer], Tensor]] = {
     "confidence": lambda answer: answer.complement,
@@ -20,11 +22,9 @@ _SCORES: dict[Score, Callable[[Answer], Tensor]] = {
     "predictive_entropy": lambda answer: answer.predictive_entropy,
     "mutual_information": lambda answer: answer.predictive_entropy - answer.expected_entropy,
     "logit_variance": lambda answer: _known(answer.logit_variance).double().mean(-1),
-    "dempster_shafer": lambda answer: dempster_shafer(_known(answer.energy), answer.probs.shape[1]),
+    "dempster_shafer": lambda answer: answer.dempster_shafer,
     "energy": lambda answer: _known(answer.energy).double(),
 }
-_ABSOLUTE = ("mutual_information", "energy")  # differences and logarithms, whose rounding is not relative to them
-
 
 def accepted(answer: Answer, policy: DeferralPolicy) -> Tensor:
     """Answers which inputs to answer, ``(B,)`` booleans, as ``policy.accept`` does.
@@ -45,21 +45,21 @@ def _below(answer: Answer, score: Score, threshold: float, *, ties_are_kept: boo
     scores = _SCORES[score](answer)
     if math.isinf(threshold):
         return scores == scores
-    is_absolute = score in _ABSOLUTE or (score == "ood_score" and answer.distance is not None)
-    rounding = _rounding(threshold, answer.probs.shape[1], is_absolute=is_absolute)
+    is_relative = score in _RELATIVE and not (score == "ood_score" and answer.distance is not None)
+    rounding = _rounding(threshold, answer.probs.shape[1], is_relative=is_relative)
     return scores < (threshold + rounding if ties_are_kept else threshold - rounding)
 
 
-def _rounding(threshold: float, num_classes: int, *, is_absolute: bool) -> float:
-    """Answers by how much the score of an input that is at the threshold may differ.
+def _rounding(threshold: float, num_classes: int, *, is_relative: bool) -> float:
+    """Answers by how much the scores of an input at the threshold may differ.
 
-    Float32 holds a logarithm L to ``eps |L|``, and the score ``exp L`` to that part of itself.
+    Logarithms have an absolute rounding, and a score ``exp L`` has that part of itself, as often as ``L`` is large.
     """
     size = abs(threshold)
-    if is_absolute:
-        return _ROUNDINGS * _EPSILON * (1 + size + math.log(num_classes))
+    if not is_relative and size >= _EXACT:
+        return _ROUNDINGS * _EPSILON * max(1.0, size)
     logarithm = abs(math.log(size)) if size > 0 else 0.0
-    return _ROUNDINGS * _EPSILON * size * (1 + logarithm + math.log(num_classes))
+    return _LEAST + _ROUNDINGS * _EPSILON * size * (1 + logarithm + math.log(num_classes))
 
 
 def _known(tensor: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 
 from hesitant.inputs import Batch, map_tensors, tensors_of
 from hesitant.integrations.export.answer import Answer, answer_of_passes
-from hesitant.integrations.export.capture import capture, quiet
+from hesitant.integrations.export.capture import LayerByLayer, capture, quiet
 from hesitant.integrations.export.graph_masks import GraphMasks
 from hesitant.methods import MCDropout, log_probs_of, logits_of, require_rows
 from hesitant.methods.dropout import Layout, Repeated, draws, drop, dropping_replicas, is_dropout
@@ -72,6 +72,7 @@ class DropoutGraph(nn.Module):
         """Answers about the inputs of one forward pass."""
         given = None if masks is None else [next(masks) for _ in range(self.num_masks)]
         inputs = tensors_of(Batch(args, {name: kwargs[name] for name in self.keywords}))
+        self._note_equal_sizes(inputs)
         output = self._outputs(inputs, self.num_samples, given)
         single = output.ndim == 1 or output.shape[-1] == 1
         if self.outputs == "logits":
@@ -93,6 +94,15 @@ class DropoutGraph(nn.Module):
         return drawn
 
     # ---------------------------------------------------------------- which operations dropout reaches
+
+    def _note_equal_sizes(self, tensors: Sequence[Tensor]) -> None:
+        """Says again which lengths the model takes for one: in the graph nothing else does."""
+        sizes: dict[str, Any] = {}
+        for node, place in self.inputs.items():
+            if isinstance(place, int):
+                for axis, size in enumerate(node.meta["val"].shape):
+                    now = tensors[place].shape[axis]
+                    torch._check(sizes.setdefault(str(size), now) == now)
 
     def _random_nodes(self) -> set[fx.Node]:
         found: set[fx.Node] = set()
@@ -216,7 +226,7 @@ class _Passes:
         ahead = [node]
         while ahead:
             each = ahead.pop()
-            if isinstance(self.once[each], Tensor):
+            if isinstance(self.once[each], (Tensor, tuple, list)):  # of a number the inputs' sizes alone are asked
                 if isinstance(self.of.inputs.get(each), int):
                     return False
                 ahead += each.all_input_nodes
@@ -233,13 +243,14 @@ class _Passes:
             raise ValueError(f"masks='shared' cannot be kept: {func} has more than inputs along an axis.")
         layout = Layout(self.times, axis, self.of.shared)
         if func is _aten.bernoulli.p:
-            value = self.value(first)
-            shape = list(value.shape)
-            shape[axis] = 1 if self.of.shared else shape[axis] // self.times
-            kept = self.masks.draw(shape, 1 - float(node.args[1]), value.device).kept.movedim(0, axis)
-            if self.of.shared:
-                kept = kept.expand(*kept.shape[: axis + 1], value.shape[axis] // self.times, *kept.shape[axis + 2 :])
-            return kept.flatten(axis, axis + 1).to(value.dtype)
+            # Whatever is in the tensor counts for nothing.
+            like = self.value(first) if first in self.of.random else self.once[first]
+            size = like.shape[axis] // (self.times if first in self.of.random else 1)
+            before, after = like.shape[:axis], like.shape[axis + 1 :]
+            drawn = 1 if self.of.shared else size
+            kept = self.masks.draw((*before, drawn, *after), 1 - float(node.args[1]), like.device).kept
+            kept = kept.movedim(0, axis).expand(*before, self.times, size, *after)
+            return kept.reshape(*before, self.times * size, *after).to(like.dtype)
         if func is _aten.native_dropout.default:
             inside = first in self.of.random
             x = self.value(first) if inside else Repeated(self.once[first], axis, self.times)
@@ -259,7 +270,8 @@ class _Flat(nn.Module):
         """Answers the logits."""
         given = iter(tensors)
         filled = map_tensors(self.batch, lambda _: next(given))
-        return logits_of(self.model(*filled.args, **filled.kwargs))
+        with LayerByLayer():
+            return logits_of(self.model(*filled.args, **filled.kwargs))
 
 
 def run(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:

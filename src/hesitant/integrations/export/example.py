@@ -58,6 +58,20 @@ class Example:
         rows = num_inputs(self.given)
         return map_tensors(self.given, lambda tensor: tensor[:1] if tensor.ndim and len(tensor) == rows else tensor)
 
+    def parts(self) -> list[Batch]:
+        """Answers what a file is asked: all inputs, the first alone, and sequences of another length, if it takes them."""
+        axes = {place: list(self.dynamic[id(tensor)])[1:] for place, tensor in enumerate(tensors_of(self.few))}
+        if not any(axes.values()):
+            return [self.given, self.first()]
+        places = iter(range(len(axes)))
+
+        def shorter(tensor: Tensor) -> Tensor:
+            for axis in axes[next(places)]:
+                tensor = tensor.narrow(axis, 0, max(1, tensor.shape[axis] - 1))
+            return tensor
+
+        return [self.given, self.first(), map_tensors(self.given, shorter)]
+
     def with_fixed(self) -> Batch:
         """Answers the inputs to capture by, with what is fixed."""
         return Batch(self.few.args, {**self.few.kwargs, **self.fixed})

@@ -101,7 +101,7 @@ def export(
         else:
             (write_compiled if compiled else write_program)(program, unfinished, metadata)
             answers = ProgramAnswers(unfinished, compiled=compiled)
-        require_agreement(answers, module, asked, given, prediction)
+        require_agreement(answers, module, asked, given, method)
         if weights.exists():
             os.replace(weights, path.parent / weights.name)
         with replacing(path) as place:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hesitant.evaluation import DeferralPolicy
 from hesitant.inputs import Batch, tensors_of
 from hesitant.integrations.export.answer import Answer
+from hesitant.integrations.export.capture import LayerByLayer
 from hesitant.integrations.export.decision import accepted
 from hesitant.integrations.export.dropout_graph import DropoutGraph
 from hesitant.integrations.export.example import MASKS
@@ -127,7 +128,8 @@ class NamedAnswers(nn.Module):
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         """Answers what is exported."""
         kwargs = dict(kwargs)
-        answer = self.answer(args, kwargs, kwargs.pop(MASKS, None))
+        with LayerByLayer():
+            answer = self.answer(args, kwargs, kwargs.pop(MASKS, None))
         named = {"probs": answer.probs, "uncertainty": answer.ood_score}
         if answer.logit_variance is not None:
             named["logit_variance"] = answer.logit_variance

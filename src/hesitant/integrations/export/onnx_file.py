@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from hesitant.inputs import Batch, tensors_of
-from hesitant.integrations.export.capture import quiet
+from hesitant.integrations.export.capture import quiet, recurrent_layers_kept
 
 _LARGEST = 2_000_000_000  # bytes of weights: a file of ONNX ends at 2 GiB
 _RANDOM = ("RandomUniformLike", "RandomUniform", "Bernoulli")
@@ -42,7 +42,7 @@ def write_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("an ONNX file is written by onnx and onnxscript: pip install 'hesitant[onnx]'.") from error
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), recurrent_layers_kept():
         written = torch.onnx.export(
             program,
             dynamo=True,
