@@ -19,9 +19,7 @@ _RELATIVE = {False: 1e-2, True: 5e-2}  # of uncertainties and variances
 _DEVIATIONS = 8  # of a mean of passes from another: never by chance
 
 
-def require_agreement(
-    answers: Answers, module: NamedAnswers, asked: Example, masks: list[Tensor], method: Any
-) -> None:
+def require_agreement(answers: Answers, module: NamedAnswers, asked: Example, masks: list[Tensor], method: Any) -> None:
     """Requires that a file answers the example as it should: all of it, one input, sequences of another length.
 
     Args:

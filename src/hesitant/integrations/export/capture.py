@@ -38,8 +38,8 @@ def shapes_of(batch: Batch, rows: int, sequence_axis: SequenceAxis) -> dict[int,
             assert isinstance(axis, int)
             if tensor.shape[axis] < 2:
                 raise ValueError(
-                    f"example holds sequences of length {tensor.shape[axis]}: give one of at least 2 entries, from which"
-                    " any length can be told, or sequence_axis=None for that length alone."
+                    f"example holds sequences of length {tensor.shape[axis]}: give one of at least 2 entries, which can"
+                    " stand for any length, or sequence_axis=None for that length alone."
                 )
             axes[axis], several = Dim.DYNAMIC, True
         found[id(tensor)] = axes
@@ -56,14 +56,20 @@ def _has_sequence(tensor: Tensor, sequence_axis: SequenceAxis) -> bool:
 
 
 def capture(
-    module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], dynamic_shapes: dict[str, Any]
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    dynamic_shapes: dict[str, Any],
+    *,
+    writes_loops_out: bool = False,
 ) -> ExportedProgram:
     """Answers the program of a module, without gradients.
 
-    Recurrent layers stay one operation a layer where torch can keep them (ONNX has them): else their loop would be
-    written out for the length of the example.
+    Recurrent layers stay one operation a layer where torch can keep them (ONNX has them), so that sequences may have
+    any length; ``writes_loops_out``: they become the steps of the example's length.
     """
-    with quiet(), torch.no_grad(), recurrent_layers_kept():
+    kept = contextlib.nullcontext() if writes_loops_out else recurrent_layers_kept()
+    with quiet(), torch.no_grad(), kept:
         return torch.export.export(module, tuple(args), kwargs, dynamic_shapes=dynamic_shapes, strict=False)
 
 

@@ -26,6 +26,7 @@ _SCORES: dict[Score, Callable[[Answer], Tensor]] = {
     "energy": lambda answer: _known(answer.energy).double(),
 }
 
+
 def accepted(answer: Answer, policy: DeferralPolicy) -> Tensor:
     """Answers which inputs to answer, ``(B,)`` booleans, as ``policy.accept`` does.
 

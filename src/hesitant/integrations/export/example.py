@@ -59,7 +59,7 @@ class Example:
         return map_tensors(self.given, lambda tensor: tensor[:1] if tensor.ndim and len(tensor) == rows else tensor)
 
     def parts(self) -> list[Batch]:
-        """Answers what a file is asked: all inputs, the first alone, and sequences of another length, if it takes them."""
+        """Answers what a file is asked: all inputs, the first alone, and shorter sequences if it takes any."""
         axes = {place: list(self.dynamic[id(tensor)])[1:] for place, tensor in enumerate(tensors_of(self.few))}
         if not any(axes.values()):
             return [self.given, self.first()]

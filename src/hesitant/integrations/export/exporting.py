@@ -49,7 +49,7 @@ def export(
             the covariance must be fitted. It is not changed.
         path: Of the file; the suffix says what it is: ``.onnx``, or ``.pt2`` of ``torch.export``. Weights of more than
             2 GB go to a file beside an ``.onnx``, which moves with it.
-        example: Some inputs, as for ``predict``: their shapes, but for how many they are, are those that the file takes.
+        example: Some inputs, as for ``predict``, of the shapes that the file is to take, but for how many they are.
         policy: Calibrated on this model's predictions.
         masks: Where MC dropout's masks come from: ``"drawn"`` within the graph, anew with each call (by ONNX's random
             operations, whose seeds are fixed: each session begins with the same; in torch by its own generator), or
@@ -91,7 +91,8 @@ def export(
         raise ValueError(f"masks='input': {type(method).__name__} has no dropout, and takes no masks.")
     metadata = metadata_of(prediction, method, policy, preprocessing, label_names, rates)
     kwargs, dynamic = asked.call(module.signature, given)
-    program = _captured(module, asked.few.args, kwargs, dynamic)
+    # AOTInductor of torch 2.14 answers wrongly where it meets two recurrent layers as loops.
+    program = _captured(module, asked.few.args, kwargs, dynamic, writes_loops_out=compiled)
     with tempfile.TemporaryDirectory(prefix=".hesitant-", dir=path.parent) as folder:
         unfinished = Path(folder) / f"model{path.suffix}"
         weights = Path(folder) / f"{path.name}.{secrets.token_hex(4)}.data"
@@ -120,9 +121,11 @@ def _require_place(path: Path, compiled: bool) -> None:
         raise ValueError(f"path={str(path)!r} is no regular file: name another.")
 
 
-def _captured(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any) -> ExportedProgram:
+def _captured(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any, *, writes_loops_out: bool
+) -> ExportedProgram:
     try:
-        return capture(module, args, kwargs, dynamic)
+        return capture(module, args, kwargs, dynamic, writes_loops_out=writes_loops_out)
     except Exception as error:  # of the user's code or of torch's exporter: of any kind
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(

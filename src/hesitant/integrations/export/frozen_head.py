@@ -25,6 +25,13 @@ class FrozenHead(nn.Module):
         calls: What each forward was given and answered.
     """
 
+    projection: Tensor | None
+    phase: Tensor | None
+    shrink: Tensor | None
+    weights: Tensor
+    bias: Tensor
+    columns: Tensor
+
     def __init__(self, gp: RandomFeatureGaussianProcess, *, carries: bool) -> None:
         super().__init__()
         gp.factorize()
@@ -37,13 +44,10 @@ class FrozenHead(nn.Module):
         dtype = factor.columns.dtype
         with torch.no_grad():
             shrink = torch.exp(-0.5 * gp.scale.log(dtype))
-            if gp.random_weight is not None and gp.random_phase is not None:
-                self.register_buffer("projection", gp.random_weight * shrink)
-                self.register_buffer("phase", gp.random_phase.clone())
-            else:
-                self.register_buffer("projection", None)
-                self.register_buffer("phase", None)
-                self.register_buffer("shrink", shrink.clone())
+            is_random = gp.random_weight is not None and gp.random_phase is not None
+            self.register_buffer("projection", gp.random_weight * shrink if gp.random_weight is not None else None)
+            self.register_buffer("phase", gp.random_phase)
+            self.register_buffer("shrink", None if is_random else shrink.clone())
             self.register_buffer("weights", (gp.output_weights.to(dtype) * gp.feature_scale).T.contiguous())
             self.register_buffer("bias", gp.output_bias.detach().to(dtype).clone())
             self.register_buffer("columns", factor.columns.clone())
@@ -66,9 +70,10 @@ class FrozenHead(nn.Module):
         if self.layer_norm is not None:
             norm = self.layer_norm
             x = F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
-        if self.projection is None:
+        if self.shrink is not None:
             features = x * self.shrink
         else:
+            assert self.projection is not None
             features = self.activation(F.linear(x, self.projection, self.phase))
         mean = F.linear(features, self.weights, self.bias)
         factor = dataclasses.replace(self.factor, columns=self.columns)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from hesitant.inputs import Batch
@@ -12,7 +11,7 @@ from hesitant.integrations.export.frozen_head import FrozenHead
 from hesitant.methods import (
     SNGP,
     DeepEnsemble,
-    Deterministic,
+    ModelWrapper,
     Outputs,
     energy_of_output,
     in_eval_mode,
@@ -131,10 +130,10 @@ class EnsembleGraph(nn.Module):
         methods: The members as methods.
     """
 
-    def __init__(self, members: list[nn.Module], methods: list[nn.Module]) -> None:
+    def __init__(self, members: list[nn.Module], methods: list[ModelWrapper | DeepEnsemble]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.temperatures = [method.temperature for method in methods]
+        self.temperatures: list[float] = [method.temperature for method in methods]
         self.is_sampled = [not isinstance(method, (SNGP, DeepEnsemble)) for method in methods]
 
     def forward(
@@ -144,12 +143,12 @@ class EnsembleGraph(nn.Module):
         answers: list[Answer] = []
         evidence: list[Tensor] | None = []
         for member, own in zip(self.members, self.temperatures, strict=True):
-            answer = member(args, kwargs, temperature * own, masks)
+            answer: Answer = member(args, kwargs, temperature * own, masks)
             answers.append(answer)
             if answer.logits is None:
                 evidence = None
             elif evidence is not None:
-                sngp = isinstance(member, SNGPGraph)
-                evidence.append(member.evidence(answer, temperature * own) if sngp else answer.logits)
+                shrunk = member.evidence(answer, temperature * own) if isinstance(member, SNGPGraph) else answer.logits
+                evidence.append(shrunk)
         is_split = all(answer.is_split or plain for answer, plain in zip(answers, self.is_sampled, strict=True))
         return mixed(answers, evidence, is_split=is_split)

@@ -3,7 +3,6 @@
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hesitant.evaluation import DeferralPolicy
@@ -143,18 +142,18 @@ class NamedAnswers(nn.Module):
         rates: list[float] = []
         for module in self.modules():
             if isinstance(module, DropoutGraph):
-                with torch.no_grad():
-                    drawn = module.masks(tensors_of(batch), module.num_samples)
+                drawn = module.drawn_masks(tensors_of(batch), module.num_samples)
                 kept += drawn.kept
                 rates += drawn.rates
         return kept, rates
 
 
-def model_of(method: nn.Module) -> nn.Module:
+def model_of(method: Any) -> nn.Module:
     """Answers the network that a method asks, of an ensemble the first."""
     while isinstance(method, Tempered):
         method = method.members[0] if isinstance(method, DeepEnsemble) else method.model
-    return method
+    network: nn.Module = method
+    return network
 
 
 def _has_variance(graph: nn.Module) -> bool:
