@@ -67,10 +67,21 @@ def capture(
 
     Recurrent layers stay one operation a layer where torch can keep them (ONNX has them), so that sequences may have
     any length; ``writes_loops_out``: they become the steps of the example's length.
+
+    Raises:
+        ValueError: It cannot be captured.
     """
     kept = contextlib.nullcontext() if writes_loops_out else recurrent_layers_kept()
     with quiet(), torch.no_grad(), kept:
-        return torch.export.export(module, tuple(args), kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        try:
+            return torch.export.export(module, tuple(args), kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        except Exception as error:  # of the user's code or of torch's exporter: of any kind
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise ValueError(
+                "torch.export cannot capture the model. len(x) in its code fixes how many inputs there are, x.shape[0]"
+                " does not; where a length of the example is all that it takes, say sequence_axis=None; else its code"
+                f" asks its data what to do next: {' '.join(lines[:4])[:600]}"
+            ) from error
 
 
 @contextlib.contextmanager

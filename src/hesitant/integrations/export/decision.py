@@ -14,7 +14,7 @@ _EPSILON = float(torch.finfo(torch.float32).eps)
 _ROUNDINGS = 2  # of float32, by which scores of one input differ between torch and a runtime
 _EXACT = 1e-3  # below, a confidence's complement is the sum of the other probabilities, exact in relation to itself
 _RELATIVE: tuple[Score, ...] = ("ood_score", "dempster_shafer", "logit_variance")  # exact so wherever they are
-_LEAST = 1e-44  # what float32 can tell from 0, some times over
+_LEAST = float(torch.finfo(torch.float32).smallest_normal) * _EPSILON  # what float32 tells from 0
 
 _SCORES: dict[Score, Callable[[Answer], Tensor]] = {
     "confidence": lambda answer: answer.complement,
@@ -60,7 +60,9 @@ def _rounding(threshold: float, num_classes: int, *, is_relative: bool) -> float
     if not is_relative and size >= _EXACT:
         return _ROUNDINGS * _EPSILON * max(1.0, size)
     logarithm = abs(math.log(size)) if size > 0 else 0.0
-    return _LEAST + _ROUNDINGS * _EPSILON * size * (1 + logarithm + math.log(num_classes))
+    # What float32 cannot tell from 0, a confidence tells by float64.
+    least = _ROUNDINGS * _LEAST if size >= _LEAST else 0.0
+    return least + _ROUNDINGS * _EPSILON * size * (1 + logarithm + math.log(num_classes))
 
 
 def _known(tensor: Tensor | None) -> Tensor:

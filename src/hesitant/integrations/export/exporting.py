@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
-from torch.export import ExportedProgram
 
 from hesitant.evaluation import DeferralPolicy
 from hesitant.files import replacing
@@ -92,7 +91,7 @@ def export(
     metadata = metadata_of(prediction, method, policy, preprocessing, label_names, rates)
     kwargs, dynamic = asked.call(module.signature, given)
     # AOTInductor of torch 2.14 answers wrongly where it meets two recurrent layers as loops.
-    program = _captured(module, asked.few.args, kwargs, dynamic, writes_loops_out=compiled)
+    program = capture(module, asked.few.args, kwargs, dynamic, writes_loops_out=compiled)
     with tempfile.TemporaryDirectory(prefix=".hesitant-", dir=path.parent) as folder:
         unfinished = Path(folder) / f"model{path.suffix}"
         weights = Path(folder) / f"{path.name}.{secrets.token_hex(4)}.data"
@@ -119,16 +118,3 @@ def _require_place(path: Path, compiled: bool) -> None:
         raise FileNotFoundError(f"path={str(path)!r}: there is no folder {str(path.parent)!r}. Make it first.")
     if path.exists() and not path.is_file():
         raise ValueError(f"path={str(path)!r} is no regular file: name another.")
-
-
-def _captured(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any, *, writes_loops_out: bool
-) -> ExportedProgram:
-    try:
-        return capture(module, args, kwargs, dynamic, writes_loops_out=writes_loops_out)
-    except Exception as error:  # of the user's code or of torch's exporter: of any kind
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(
-            "torch.export cannot capture the model. Where a length of the example is all that it takes, say"
-            f" sequence_axis=None; else its code asks its data what to do next: {' '.join(lines[:4])[:600]}"
-        ) from error
