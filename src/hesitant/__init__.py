@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hesitant.evaluation import DeferralPolicy, calibrate, compare
+    from hesitant.integrations.export import export
     from hesitant.integrations.scorer import Scorer
     from hesitant.methods import SNGP, CovarianceSums, DeepEnsemble, Deterministic, MCDropout, load
     from hesitant.prediction import Prediction
@@ -27,12 +28,14 @@ __all__ = [
     "Scorer",
     "calibrate",
     "compare",
+    "export",
     "fit",
     "load",
 ]
 
 _NAMES = {
     "evaluation": ("DeferralPolicy", "calibrate", "compare"),
+    "integrations.export": ("export",),
     "integrations.scorer": ("Scorer",),
     "methods": ("SNGP", "CovarianceSums", "DeepEnsemble", "Deterministic", "MCDropout", "load"),
     "prediction": ("Prediction",),

@@ -21,15 +21,21 @@ from hesitant.methods.loading import saved_policy as saved_policy
 from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.outputs import OutputProbe as OutputProbe
 from hesitant.methods.outputs import Outputs as Outputs
+from hesitant.methods.outputs import log_probs_of as log_probs_of
 from hesitant.methods.outputs import logits_of as logits_of
 from hesitant.methods.outputs import require_rows as require_rows
 from hesitant.methods.random_state import derived_seed as derived_seed
+from hesitant.methods.replica import in_eval_mode as in_eval_mode
+from hesitant.methods.replica import replica as replica
 from hesitant.methods.saving import ArchitectureWarning, SavedModelError
 from hesitant.methods.sngp import SNGP
 from hesitant.methods.temperature import Tempered as Tempered
 from hesitant.methods.temperature import forget_calibrations as forget_calibrations
+from hesitant.methods.temperature import tempered as tempered
 from hesitant.methods.wrapper import Gathered as Gathered
 from hesitant.methods.wrapper import ModelWrapper as ModelWrapper
+from hesitant.methods.wrapper import device_of as device_of
+from hesitant.methods.wrapper import energy_of_output as energy_of_output
 
 __all__ = [
     "SNGP",

@@ -91,7 +91,8 @@ def require_rows(logits: Tensor, num_inputs: int | None, model: Any) -> Tensor:
     Raises:
         ValueError: They are not.
     """
-    if logits.ndim in (1, 2) and logits.shape[-1] > 0 and num_inputs in (None, logits.shape[0]):
+    # len() would fix their number where a graph is traced.
+    if logits.ndim in (1, 2) and logits.shape[-1] > 0 and (num_inputs is None or num_inputs == logits.shape[0]):
         return logits
     advice = "expected one row for each input, (B, C), or (B, 1) or (B,) for a binary model"
     if num_inputs == 1 and logits.ndim < 2:

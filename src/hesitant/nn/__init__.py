@@ -19,6 +19,7 @@ from hesitant.nn.laplace import CovarianceState as CovarianceState
 from hesitant.nn.laplace import LaplaceCovariance
 from hesitant.nn.layer_operator import ConvNorm as ConvNorm
 from hesitant.nn.layer_selection import LayerSelection as LayerSelection
+from hesitant.nn.likelihood import MEAN_FIELD as MEAN_FIELD
 from hesitant.nn.models import DeepResNet as DeepResNet
 from hesitant.nn.nearest_neighbors import NearestNeighbors
 from hesitant.nn.penalty import holds_penalty as holds_penalty

@@ -107,6 +107,10 @@ class NearestNeighbors(nn.Module):
             answers = [self._distances(part, known) for part in rows.split(at_once)]
         return torch.cat(answers).view(x.shape[:-1])
 
+    def all_at_once(self, x: Tensor) -> Tensor:
+        """Answers the distances ``(B,)``, float64, of features ``(B, D)``, by all cosines ``(B, n)``: for a graph."""
+        return self._distances(_of_length_1(x), self.inputs)
+
     def extra_repr(self) -> str:
         """Answers the module's line in ``print(model)``."""
         return f"{self.in_features}, k={self.k}, inputs={len(self.inputs)} of {self.max_inputs}"

@@ -10,6 +10,7 @@ Names imported ``as`` themselves are for other rooms, not for users.
 from hesitant.prediction.arguments import as_finite as as_finite
 from hesitant.prediction.arguments import as_floating as as_floating
 from hesitant.prediction.arguments import as_tensor as as_tensor
+from hesitant.prediction.distributions import entropy as entropy
 from hesitant.prediction.distributions import exact_log as exact_log
 from hesitant.prediction.distributions import two_class_logits as two_class_logits
 from hesitant.prediction.evidence import dempster_shafer as dempster_shafer

@@ -168,7 +168,7 @@ def layer_by_layer(
     directions, per_layer = (2 if bidirectional else 1), len(weights) // num_layers
     last: list[list[Tensor]] = [[] for _ in states]
     for layer in range(num_layers):
-        if layer > 0:
+        if layer > 0 and drop_rate > 0:
             x = _aten.dropout.default(x, drop_rate, True) if dropped is None else dropped(x, drop_rate)
         of_layer = [state.narrow(0, layer * directions, directions) for state in states]
         own = list(weights[layer * per_layer : (layer + 1) * per_layer])

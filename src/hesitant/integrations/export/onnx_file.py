@@ -1,0 +1,111 @@
+"""A program as an ONNX file."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from hesitant.inputs import Batch, tensors_of
+from hesitant.integrations.export.capture import quiet, recurrent_layers_kept
+
+_LARGEST = 2_000_000_000  # bytes of weights: a file of ONNX ends at 2 GiB
+_RANDOM = ("RandomUniformLike", "RandomUniform", "Bernoulli")
+
+
+def write_onnx(
+    program: ExportedProgram,
+    path: Path,
+    weights: Path,
+    names: list[str],
+    axes: Mapping[str, str],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes a program.
+
+    Args:
+        program: What is written.
+        path: Of the file.
+        weights: Of the weights, in the same folder, where they are too large to be within.
+        names: Of the outputs.
+        axes: What an axis of any length is called, by the symbol that the program has for it.
+        metadata: Texts that the file carries (``metadata_props``).
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+    """
+    try:
+        import onnx_ir as ir
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("an ONNX file is written by onnx and onnxscript: pip install 'hesitant[onnx]'.") from error
+    with quiet(), torch.no_grad(), recurrent_layers_kept():
+        written = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+            input_names=list(program.graph_signature.user_inputs),
+            output_names=names,
+        )
+    assert written is not None
+    model = written.model
+    for node in model.graph:
+        if node.op_type in _RANDOM:
+            node.attributes["seed"] = ir.AttrFloat32("seed", float(_seed(node.name)))
+    for value in _values(model):
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(size, axes, ir) for size in value.shape])
+    model.metadata_props.update(metadata)
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    ir.save(model, path, external_data=weights.name if size > _LARGEST else None)
+
+
+class OnnxAnswers:
+    """Asks a file by ONNX Runtime.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                "an ONNX file is asked the example by onnxruntime before it is kept: pip install 'hesitant[onnx]'."
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """Answers the outputs by name."""
+        tensors = tensors_of(Batch(args, kwargs))
+        names = [each.name for each in self._session.get_inputs()]
+        given = {name: tensor.cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
+        outputs = [each.name for each in self._session.get_outputs()]
+        answers = self._session.run(outputs, given)
+        return {name: torch.from_numpy(answer) for name, answer in zip(outputs, answers, strict=True)}
+
+
+def _seed(name: str | None) -> int:
+    """Answers a number of its own for each node that draws: a seed that two share would make the same masks."""
+    return 1 + sum((1 + place) * ord(letter) for place, letter in enumerate(name or "")) % 2**20
+
+
+def _values(model: Any) -> list[Any]:
+    return [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+
+
+def _renamed(size: Any, axes: Mapping[str, str], ir: Any) -> Any:
+    """Answers a size by the names that its symbols are given."""
+    if isinstance(size, int) or size.value is None:
+        return size
+    return ir.SymbolicDim(re.sub(r"\b\w+\b", lambda found: axes.get(found[0], found[0]), size.value))
