@@ -86,6 +86,8 @@ class HasTwoHiddenNames(nn.Module):
         (DependsOnItsData(), "classifier"),
         (MLP(2, 3), "classifier"),
         (nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3), nn.Softmax(-1)), "2"),
+        (nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)), "2"),
+        (nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 3)), "2"),
         (nn.Linear(2, 3), ""),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 3)), "2"),
         (DeepResNet(), "classifier"),

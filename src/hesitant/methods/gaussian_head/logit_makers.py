@@ -204,7 +204,9 @@ def _tells_no_value(node: fx.Node) -> bool:
 
 def _is_a_layer(node: fx.Node, model: nn.Module) -> bool:
     if node.op == "call_module":
-        return any(_mixes(parameter) for parameter in model.get_submodule(str(node.target)).parameters())
+        module = model.get_submodule(str(node.target))
+        # The matrix of a single logit looks like a scale of each class.
+        return isinstance(module, nn.Linear) or any(_mixes(parameter) for parameter in module.parameters())
     return any(entry.op == "get_attr" and _is_matrix(model, str(entry.target)) for entry in node.all_input_nodes)
 
 
