@@ -10,7 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from hesitant import SNGP, fit
-from hesitant.methods.sngp import FrozenHeadWarning
+from hesitant.methods import FrozenHeadWarning
 
 TOKENS = {
     "input_ids": torch.arange(24).reshape(4, 6) % 50,
