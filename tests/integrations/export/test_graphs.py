@@ -96,7 +96,9 @@ def test_variances_of_float16_keep_three_digits() -> None:
     method = sngp().half()
     x = X.half()
     module, prediction = graph(method, x[:2]), method.predict(x)
-    torch.testing.assert_close(answers(module, x)["logit_variance"], prediction.logit_variance, atol=0, rtol=1e-3)
+    named = answers(module, x)
+    torch.testing.assert_close(named["logit_variance"], prediction.logit_variance, atol=0, rtol=1e-3)
+    torch.testing.assert_close(named["probs"], prediction.probs, atol=1e-3, rtol=0)
 
 
 class Picking(nn.Module):

@@ -43,6 +43,14 @@ def export(
     which decides as ``policy.accept`` does. Before it takes its place it is asked the example, and must agree with
     ``model.predict(example)``: after any error the file that was there is as it was.
 
+    Example:
+        >>> import torch
+        >>> import hesitant
+        >>> model = hesitant.Deterministic(torch.nn.Linear(2, 3))
+        >>> path = hesitant.export(model, "model.pt2", torch.randn(4, 2))
+        >>> sorted(torch.export.load(path).module()(torch.randn(7, 2)))
+        ['probs', 'uncertainty']
+
     Args:
         model: A Deterministic, SNGP (by its mean-field approximation), MCDropout or DeepEnsemble, trained; of an SNGP
             the covariance must be fitted. It is not changed.

@@ -48,7 +48,9 @@ class FrozenHead(nn.Module):
             self.register_buffer("projection", gp.random_weight * shrink if gp.random_weight is not None else None)
             self.register_buffer("phase", gp.random_phase)
             self.register_buffer("shrink", None if is_random else shrink.clone())
-            self.register_buffer("weights", (gp.output_weights.to(dtype) * gp.feature_scale).T.contiguous())
+            beta = gp.beta.to(dtype)  # first: in half precision the parametrization overflows
+            weights = beta if gp.parametrization is None else gp.parametrization(beta)
+            self.register_buffer("weights", (weights * gp.feature_scale).T.contiguous())
             self.register_buffer("bias", gp.output_bias.detach().to(dtype).clone())
             self.register_buffer("columns", factor.columns.clone())
         self.factor, self.scale = factor, gp.feature_scale**2
