@@ -21,15 +21,16 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 WITH_CODE = [page for page in PAGES if blocks(page, "python")]
 # Their pages go through code of others, which warns of itself.
-OF_OTHERS = ("hugging-face.md", "lightning.md", "export.md")
+OF_OTHERS = ("hugging-face.md", "lightning.md")
 DOORS = (
     "hesitant", "hesitant.data", "hesitant.detection", "hesitant.evaluation", "hesitant.integrations.export",
-    "hesitant.methods", "hesitant.nn", "hesitant.nn.models", "hesitant.plots", "hesitant.prediction", "hesitant.report", "hesitant.training",
+    "hesitant.methods", "hesitant.nn", "hesitant.nn.models", "hesitant.plots", "hesitant.prediction",
+    "hesitant.report", "hesitant.training",
 )  # fmt: skip
 SHOWN_BY_EXAMPLE = (
     "hesitant.SNGP", "hesitant.MCDropout", "hesitant.DeepEnsemble", "hesitant.Deterministic", "hesitant.Prediction",
-    "hesitant.DeferralPolicy", "hesitant.fit", "hesitant.export", "hesitant.data.split", "hesitant.nn.RandomFeatureGaussianProcess",
-    "hesitant.nn.SpectralNormalizer",
+    "hesitant.DeferralPolicy", "hesitant.fit", "hesitant.export", "hesitant.data.split",
+    "hesitant.nn.RandomFeatureGaussianProcess", "hesitant.nn.SpectralNormalizer",
 )  # fmt: skip
 WIDTHS = (1280, 400)
 

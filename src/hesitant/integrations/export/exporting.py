@@ -55,7 +55,7 @@ def export(
         model: A Deterministic, SNGP (by its mean-field approximation), MCDropout or DeepEnsemble, trained; of an SNGP
             the covariance must be fitted. It is not changed.
         path: Of the file; the suffix says what it is: ``.onnx``, or ``.pt2`` of ``torch.export``. Weights of more than
-            2 GB go to a file beside an ``.onnx``, which moves with it.
+            2 GB go to a file beside an ``.onnx``, of another name each time, which moves with it.
         example: Some inputs, as for ``predict``, of the shapes that the file is to take, but for how many they are.
         policy: Calibrated on this model's predictions.
         masks: Where MC dropout's masks come from: ``"drawn"`` within the graph, anew with each call (by ONNX's random

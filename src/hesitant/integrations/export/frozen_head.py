@@ -1,11 +1,13 @@
 """SNGP's Gaussian process with all that stands still multiplied out: two matrices and the factor of its variance."""
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hesitant.methods import in_eval_mode
 from hesitant.nn import MEAN_FIELD, GaussianLogits, RandomFeatureGaussianProcess, mean_field_logits
 
 
@@ -37,7 +39,8 @@ class FrozenHead(nn.Module):
         gp.factorize()
         self.carries = carries
         self.calls: list[tuple[Tensor, GaussianLogits, Tensor]] = []
-        self.layer_norm, self.activation = gp.layer_norm, gp.activation
+        self.layer_norm: Any = None if gp.layer_norm is None else in_eval_mode(gp.layer_norm)
+        self.activation = gp.activation
         self.factor_of_mean_field, self.likelihood = gp.mean_field_factor, MEAN_FIELD[gp.likelihood]
         factor = gp.laplace.factor
         assert factor is not None
