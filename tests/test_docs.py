@@ -25,13 +25,13 @@ OF_OTHERS = ("covariance-of-large-data.md", "hugging-face.md", "into-your-servic
 DOORS = (
     "hesitant", "hesitant.data", "hesitant.detection", "hesitant.evaluation", "hesitant.methods", "hesitant.nn",
     "hesitant.nn.models", "hesitant.plots", "hesitant.prediction", "hesitant.report", "hesitant.training",
-    "hesitant.integrations.lightning", "hesitant.integrations.mlflow", "hesitant.integrations.scorer",
-    "hesitant.integrations.transformers",
+    "hesitant.integrations.export", "hesitant.integrations.lightning", "hesitant.integrations.mlflow",
+    "hesitant.integrations.scorer", "hesitant.integrations.transformers",
 )  # fmt: skip
 SHOWN_BY_EXAMPLE = (
     "hesitant.SNGP", "hesitant.MCDropout", "hesitant.DeepEnsemble", "hesitant.Deterministic", "hesitant.Prediction",
-    "hesitant.DeferralPolicy", "hesitant.fit", "hesitant.data.split", "hesitant.nn.RandomFeatureGaussianProcess",
-    "hesitant.nn.SpectralNormalizer",
+    "hesitant.DeferralPolicy", "hesitant.fit", "hesitant.export", "hesitant.data.split",
+    "hesitant.nn.RandomFeatureGaussianProcess", "hesitant.nn.SpectralNormalizer",
 )  # fmt: skip
 # Engines stay on this machine and tell nobody that they run; a virtual machine that compiles less starts sooner.
 ENGINES = {

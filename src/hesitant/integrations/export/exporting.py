@@ -43,11 +43,19 @@ def export(
     which decides as ``policy.accept`` does. Before it takes its place it is asked the example, and must agree with
     ``model.predict(example)``: after any error the file that was there is as it was.
 
+    Example:
+        >>> import torch
+        >>> import hesitant
+        >>> model = hesitant.Deterministic(torch.nn.Linear(2, 3))
+        >>> path = hesitant.export(model, "model.pt2", torch.randn(4, 2))
+        >>> sorted(torch.export.load(path).module()(torch.randn(7, 2)))
+        ['probs', 'uncertainty']
+
     Args:
         model: A Deterministic, SNGP (by its mean-field approximation), MCDropout or DeepEnsemble, trained; of an SNGP
             the covariance must be fitted. It is not changed.
         path: Of the file; the suffix says what it is: ``.onnx``, or ``.pt2`` of ``torch.export``. Weights of more than
-            2 GB go to a file beside an ``.onnx``, which moves with it.
+            2 GB go to a file beside an ``.onnx``, of another name each time, which moves with it.
         example: Some inputs, as for ``predict``, of the shapes that the file is to take, but for how many they are.
         policy: Calibrated on this model's predictions.
         masks: Where MC dropout's masks come from: ``"drawn"`` within the graph, anew with each call (by ONNX's random

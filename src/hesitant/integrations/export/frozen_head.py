@@ -1,11 +1,13 @@
 """SNGP's Gaussian process with all that stands still multiplied out: two matrices and the factor of its variance."""
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hesitant.methods import in_eval_mode
 from hesitant.nn import MEAN_FIELD, GaussianLogits, RandomFeatureGaussianProcess, mean_field_logits
 
 
@@ -37,7 +39,8 @@ class FrozenHead(nn.Module):
         gp.factorize()
         self.carries = carries
         self.calls: list[tuple[Tensor, GaussianLogits, Tensor]] = []
-        self.layer_norm, self.activation = gp.layer_norm, gp.activation
+        self.layer_norm: Any = None if gp.layer_norm is None else in_eval_mode(gp.layer_norm)
+        self.activation = gp.activation
         self.factor_of_mean_field, self.likelihood = gp.mean_field_factor, MEAN_FIELD[gp.likelihood]
         factor = gp.laplace.factor
         assert factor is not None
@@ -48,7 +51,9 @@ class FrozenHead(nn.Module):
             self.register_buffer("projection", gp.random_weight * shrink if gp.random_weight is not None else None)
             self.register_buffer("phase", gp.random_phase)
             self.register_buffer("shrink", None if is_random else shrink.clone())
-            self.register_buffer("weights", (gp.output_weights.to(dtype) * gp.feature_scale).T.contiguous())
+            beta = gp.beta.to(dtype)  # first: in half precision the parametrization overflows
+            weights = beta if gp.parametrization is None else gp.parametrization(beta)
+            self.register_buffer("weights", (weights * gp.feature_scale).T.contiguous())
             self.register_buffer("bias", gp.output_bias.detach().to(dtype).clone())
             self.register_buffer("columns", factor.columns.clone())
         self.factor, self.scale = factor, gp.feature_scale**2

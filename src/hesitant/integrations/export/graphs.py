@@ -74,7 +74,8 @@ class SNGPGraph(nn.Module):
     def __init__(self, method: SNGP, batch: Batch) -> None:
         super().__init__()
         place, gp = gaussian_process_in(method.model, method.classifier_name)
-        self.outputs, self.neighbors = method.outputs, method.neighbors
+        self.outputs = method.outputs
+        self.neighbors: Any = None if method.neighbors is None else in_eval_mode(method.neighbors)
         with recorded() as calls:
             answer = method.output_of(in_eval_mode(method.model), batch)
         picks = len(calls) == 1 and calls[0].output.ndim == 3 and answer.ndim < 3

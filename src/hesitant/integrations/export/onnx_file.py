@@ -53,9 +53,9 @@ def write_onnx(
         )
     assert written is not None
     model = written.model
-    for node in model.graph:
-        if node.op_type in _RANDOM:
-            node.attributes["seed"] = ir.AttrFloat32("seed", float(_seed(node.name)))
+    # One of its own for each node: two that share a seed would draw the same masks.
+    for seed, node in enumerate((node for node in model.graph if node.op_type in _RANDOM), start=1):
+        node.attributes["seed"] = ir.AttrFloat32("seed", float(seed))
     for value in _values(model):
         if value.shape is not None:
             value.shape = ir.Shape([_renamed(size, axes, ir) for size in value.shape])
@@ -93,11 +93,6 @@ class OnnxAnswers:
         outputs = [each.name for each in self._session.get_outputs()]
         answers = self._session.run(outputs, given)
         return {name: torch.from_numpy(answer) for name, answer in zip(outputs, answers, strict=True)}
-
-
-def _seed(name: str | None) -> int:
-    """Answers a number of its own for each node that draws: a seed that two share would make the same masks."""
-    return 1 + sum((1 + place) * ord(letter) for place, letter in enumerate(name or "")) % 2**20
 
 
 def _values(model: Any) -> list[Any]:
