@@ -3,8 +3,9 @@
 What they share stands beside them: how a model is asked (``wrapper``), what its outputs are (``outputs``), temperature
 (``temperature``), a double of a model so that no call writes onto it (``replica``), seeds (``random_state``); and what
 detectors ask of them, the features that a classifier is given (``feature_source``). The inside of each is a room of its
-own: ``gaussian_head`` of SNGP, ``dropout`` of MC dropout, ``members`` of the ensemble. ``training`` trains the methods,
-``detection`` and ``evaluation`` ask them.
+own: ``gaussian_head`` of SNGP, ``dropout`` of MC dropout, ``members`` of the ensemble. ``saving`` writes them into a
+folder and reads one; ``loading`` makes them again, from networks that ``rebuilding`` builds. ``training`` trains the
+methods, ``detection`` and ``evaluation`` ask them.
 Names imported ``as`` themselves are for other rooms, not for users.
 """
 

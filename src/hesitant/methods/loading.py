@@ -98,7 +98,7 @@ def load_within(
     method = rebuilder.rebuilt(config["method"])
     with naming(f"{where}: the weights do not fit the network", "load with model=net, the network that was saved."):
         _put(method, tensors, device)
-        _freeze(method, config["weights"]["frozen"])
+        _freeze(method, set(config["weights"]["frozen"]))
         _require_temperatures(method, config["method"])
     method.label_names = config["label_names"]
     method.preprocessing = preprocessing
@@ -177,14 +177,14 @@ def _share(method: nn.Module, modules: Mapping[str, nn.Module], shared: Mapping[
     for alias, name in shared.items():
         path, _, own = alias.rpartition(".")
         if alias in parameters and name in parameters:
-            modules[path]._parameters[own] = parameters[name]
+            setattr(modules[path], own, parameters[name])  # of which recurrent layers take note
         elif alias in buffers and name in buffers:
             modules[path]._buffers[own] = buffers[name]
 
 
-def _freeze(method: nn.Module, frozen: Sequence[str]) -> None:
+def _freeze(method: nn.Module, frozen: set[str]) -> None:
     parameters = dict(method.named_parameters(remove_duplicate=False))
-    unknown = [name for name in frozen if name not in parameters]
+    unknown = sorted(frozen - parameters.keys())
     if unknown:
         raise ValueError(f"there are no parameters {unknown[:5]}")
     for name, parameter in parameters.items():

@@ -26,6 +26,19 @@ class OwnNet(nn.Module):
         return self.classifier(self.dropout(torch.relu(self.body(x) + self.shift)))
 
 
+class Recurrent(nn.Module):
+    """A recurrent network, whose layers keep their weights in a list, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.body, self.classifier = nn.LSTM(2, 6, 2, dropout=0.2, batch_first=True), nn.Linear(6, CLASSES)
+        self.body.weight_hh_l1 = self.body.weight_hh_l0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.body(self.first(x.unflatten(-1, (2, 2))))[0][:, -1])
+
+
 PATH = f"{OwnNet.__module__}.OwnNet"
 
 
@@ -74,9 +87,12 @@ def tokens(n: int = 8) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+RECURRENT = {"kind": "class", "name": f"{Recurrent.__module__}.Recurrent", "arguments": {}}
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any]]] = {
     "mlp": (mlp, rows, {}),
     "own": (OwnNet, rows, {"architecture": own()}),
+    "recurrent": (Recurrent, rows, {"architecture": RECURRENT}),
     "bert": (bert, tokens, {}),
     "timm_resnet18": (timm_net("resnet18", drop_rate=0.1), images, {}),
     "timm_vit_tiny": (timm_net("vit_tiny_patch16_224", img_size=32, drop_rate=0.1, depth=2), images, {}),

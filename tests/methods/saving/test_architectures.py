@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -123,8 +124,15 @@ UNTOLD: dict[str, Callable[[], nn.Module]] = {
     "an attribute that was changed": lambda: changed(timm_net("vit_tiny_patch16_224", depth=1, img_size=32)()),
     "no argument that is known": lambda: forgotten(timm_net("vit_tiny_patch16_224", depth=1, img_size=32)()),
     "another width": lambda: wider(torchvision_net("resnet18")()),
+    "a part of a network": lambda: pooler(),
     "layers of one's own in a Sequential": lambda: nn.Sequential(nn.Linear(4, 4), type("Own", (nn.ReLU,), {})()),
 }
+
+
+def pooler() -> nn.Module:
+    from transformers.models.bert.modeling_bert import BertPooler
+
+    return BertPooler(bert().config)
 
 
 def replaced(network: Any) -> nn.Module:
@@ -169,6 +177,12 @@ def test_the_warning_is_once_for_all_networks_and_not_for_who_says_so(tmp_path: 
     assert seen[0].filename == __file__
 
 
+def test_the_warning_says_which_network_it_is(tmp_path: Path) -> None:
+    method = DeepEnsemble([mlp(), DeepEnsemble([mlp(), Deterministic(OwnNet())])])
+    with pytest.warns(ArchitectureWarning, match=r"\(members.1.members.1.model: a OwnNet is no network of"):
+        method.save_pretrained(tmp_path)
+
+
 def test_networks_of_which_some_are_given_take_their_places(tmp_path: Path) -> None:
     method = DeepEnsemble([seeded(OwnNet), seeded(mlp, 1), seeded(OwnNet, 2)])
     with pytest.warns(ArchitectureWarning):
@@ -192,6 +206,37 @@ def test_a_library_that_builds_something_else_by_now_is_said(tmp_path: Path, mon
     monkeypatch.setattr(timm, "create_model", functools.partial(timm.create_model, act_layer=nn.SiLU))
     with pytest.warns(ArchitectureWarning, match=rf"saved with version {timm.__version__}.*Install that version"):
         hesitant.load(tmp_path)
+
+
+def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Deterministic(timm_net("resnet18")()).save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(SavedModelError, match=r"a network of timm.*install it, hesitant\[timm\], or load with"):
+        hesitant.load(tmp_path)
+
+
+def test_adapters_are_given_and_come_back(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    def adapted() -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapters = LoraConfig(target_modules=["query"], modules_to_save=["classifier"])
+            return get_peft_model(bert(), adapters)
+
+    method = SNGP(seeded(adapted), num_inducing=8)
+    method.fit_covariance(tokens())
+    method.save_pretrained(tmp_path, architecture={"kind": "given"})
+    loaded = hesitant.load(tmp_path, model=adapted())
+    assert_loads_as(method, tokens(), loaded)
+    trained = [name for name, p in method.named_parameters() if p.requires_grad]
+    assert [name for name, p in loaded.named_parameters() if p.requires_grad] == trained
+
+
+def test_a_method_that_was_compiled_is_saved_as_it_was_written(tmp_path: Path) -> None:
+    method = Deterministic(seeded(mlp))
+    torch.compile(method).save_pretrained(tmp_path)
+    assert_loads_as(method, rows(), hesitant.load(tmp_path))
 
 
 # ---------------------------------------------------------------- what the user says

@@ -12,6 +12,7 @@ from tests.methods.saving.models import (
     METHODS,
     NETWORKS,
     PATH,
+    RECURRENT,
     OwnNet,
     assert_loads_as,
     assert_same_bits,
@@ -34,7 +35,7 @@ from hesitant.nn import CovarianceError
 
 def saved_and_loaded(method: Any, folder: Path, **options: Any) -> Any:
     method.save_pretrained(folder, **options)
-    return hesitant.load(folder, trust=PATH)
+    return hesitant.load(folder, trust=[PATH, RECURRENT["name"]])
 
 
 @pytest.mark.parametrize("method", [*METHODS, "ensemble", "ensemble_of_sngp"])
@@ -64,6 +65,14 @@ def test_nested_ensembles_of_several_methods_and_architectures(tmp_path: Path) -
     assert_loads_as(method, rows(), loaded, posterior="monte_carlo", num_samples=5)
     assert [type(member) for member in loaded.members] == [DeepEnsemble, Deterministic, nn.Sequential]
     assert loaded.members[0].members[1].masks == "shared"
+
+
+def test_a_method_within_a_method(tmp_path: Path) -> None:
+    method = Deterministic(sngp(seeded(mlp)))
+    fit_covariances(method, rows())
+    loaded = saved_and_loaded(method, tmp_path)
+    assert isinstance(loaded.model, SNGP)
+    assert torch.equal(loaded(rows()), method.eval()(rows()))
 
 
 @pytest.mark.parametrize("posterior", ["mean_field", "monte_carlo"])
@@ -185,6 +194,14 @@ def test_the_ties_of_transformers_come_back(tmp_path: Path) -> None:
     assert_loads_as(method, tokens(), loaded)
     head, embeddings = loaded.model.network.cls.predictions.decoder, loaded.model.network.bert.embeddings
     assert head.weight is embeddings.word_embeddings.weight
+
+
+def test_layers_that_list_their_weights_list_those_that_were_loaded(tmp_path: Path) -> None:
+    make, _, options = NETWORKS["recurrent"]
+    body = saved_and_loaded(Deterministic(seeded(make)), tmp_path, **options).model.body
+    assert body.weight_hh_l1 is body.weight_hh_l0
+    listed = {id(weight) for weight in body._flat_weights}
+    assert listed == {id(parameter) for parameter in body.parameters()}
 
 
 def test_features_that_members_share_are_shared_again(tmp_path: Path) -> None:

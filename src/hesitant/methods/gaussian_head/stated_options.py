@@ -42,7 +42,7 @@ def stated_options(
         "conv_norm": "operator" if normalizer is None else normalizer.conv_norm,
     }
     now = {"activation": names[0], "l2_penalty": gp.l2_penalty, "ridge_penalty": gp.laplace.ridge_penalty}
-    return bounds | {name: _plain(value) for name, value in {**options, **now}.items()}
+    return {name: _plain(value) for name, value in {**bounds, **options, **now}.items()}
 
 
 def activation_named(name: Any) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ commits a save by its coming, and tensors (``tensors``); ``architectures`` tells
 Nothing of a folder is executed. What is loaded is put together by ``hesitant.methods.loading``.
 """
 
-from hesitant.methods.saving.architectures import Head, Limits, build, require_architecture, require_trust, resolved
+from hesitant.methods.saving.architectures import Head, Limits, build, require_architecture
 from hesitant.methods.saving.checking import require_config
 from hesitant.methods.saving.failure import ArchitectureWarning, SavedModelError, naming
 from hesitant.methods.saving.folder import CONFIG, SavedFolder
@@ -32,6 +32,4 @@ __all__ = [
     "read_tensors",
     "require_architecture",
     "require_config",
-    "require_trust",
-    "resolved",
 ]

@@ -1,17 +1,19 @@
 """What a method is made of, as JSON: its options, and of the networks within how each is built."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from hesitant.methods.saving.architectures import Head, Limits, tell
 
-__all__ = ["Described", "described", "networks_of"]
+__all__ = ["Architecture", "Described", "described", "networks_of"]
 
 Architecture = Mapping[str, Any]
 
 
+@dataclass(frozen=True)
 class Described:
     """A method as JSON.
 
@@ -21,8 +23,8 @@ class Described:
         to_give: Of each network that has to be given at loading, in their order: which it is, and why.
     """
 
-    def __init__(self, node: dict[str, Any], to_give: list[str]) -> None:
-        self.node, self.to_give = node, to_give
+    node: dict[str, Any]
+    to_give: list[str]
 
 
 def described(
@@ -57,12 +59,12 @@ def described(
             said = next(waiting)
             told = tell(part, head, said, limits)
             if told.why_given is not None:
-                to_give.append(f"{path or 'the model'}: {told.why_given}")
+                to_give.append(f"{path.rstrip('.')}: {told.why_given}")
             return {"architecture": told.architecture}
         node: dict[str, Any] = {"method": type(part).__name__, "options": own.saved_options()}
         members = part._modules.get("members")
         if isinstance(members, nn.ModuleList):
-            node["members"] = [node_of(m, f"{path}members.{i}", None) for i, m in enumerate(members)]
+            node["members"] = [node_of(m, f"{path}members.{i}.", None) for i, m in enumerate(members)]
         else:
             node["model"] = node_of(own.model, f"{path}model.", own.saved_head())
         return node

@@ -65,7 +65,9 @@ class Undrawn(TorchFunctionMode):
             name: value for name, value in given.items() if name not in ("device", "generator", "pin_memory", "out")
         }
         self._tensors -= 1
-        self._numbers -= func(*args, **unmade, device="meta").numel()
+        # Not what it takes tensors for: of those there is memory already.
+        if not any(isinstance(value, torch.Tensor) for value in (*args, *unmade.values())):
+            self._numbers -= func(*args, **unmade, device="meta").numel()
         self._require_within()
 
     def _require_within(self) -> None:

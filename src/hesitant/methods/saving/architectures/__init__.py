@@ -6,7 +6,6 @@ which is trusted by name or not at all. Each kind has a file of its own. ``metho
 """
 
 from hesitant.methods.saving.architectures.building import Limits, build, require_architecture
-from hesitant.methods.saving.architectures.own import require_trust, resolved
 from hesitant.methods.saving.architectures.telling import Head, tell
 
-__all__ = ["Head", "Limits", "build", "require_architecture", "require_trust", "resolved", "tell"]
+__all__ = ["Head", "Limits", "build", "require_architecture", "tell"]

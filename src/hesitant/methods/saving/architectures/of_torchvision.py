@@ -1,5 +1,6 @@
 """Classifiers of torchvision, by the name that they are registered under, and arguments."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,10 +12,10 @@ _REFUSED = ("weights", "pretrained", "progress", "backbone")  # what would fetch
 
 
 def torchvision_candidates(network: Any, num_classes: int | None) -> Iterator[dict[str, Any]]:
-    """Gives what the network may have been made by: the builders of the file that its class is from."""
+    """Gives what the network may have been made by: the builders of the file of its class, small ones first."""
     import torchvision
 
-    for name in _classifiers():
+    for name in sorted(_classifiers(), key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)]):
         if torchvision.models.get_model_builder(name).__module__ == type(network).__module__:
             arguments = {} if num_classes is None else {"num_classes": num_classes}
             yield {"kind": "torchvision", "name": name, "arguments": arguments}

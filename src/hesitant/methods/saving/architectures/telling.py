@@ -98,7 +98,7 @@ def _candidates(network: Any, head: Head | None) -> Iterator[dict[str, Any]]:
         yield layers
     elif library == "timm":
         yield from timm_candidates(network)
-    elif library == "transformers":
+    elif library == "transformers" and callable(getattr(getattr(network, "config", None), "to_dict", None)):
         yield from transformers_candidates(network)
     elif library == "torchvision":
         last = [module for module in network.modules() if isinstance(module, nn.Linear)]
