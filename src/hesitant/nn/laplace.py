@@ -19,6 +19,7 @@ from hesitant.nn.posterior_factor import CovarianceError, PosteriorFactor
 CovarianceState = Literal["none", "fitted", "stale"]
 
 _STATES: tuple[CovarianceState, ...] = ("none", "fitted", "stale")
+_ITERATIONS = 8
 _SUMS = ("data_precision", "num_seen", "ridge_weight", "directions")  # and what they are sums along
 
 
@@ -183,12 +184,14 @@ class LaplaceCovariance(nn.Module):
     def aim(self, features: Tensor) -> None:
         """Turns the directions of low rank to where features ``(n, M)`` of training data lie, unless it is fitted.
 
-        They are the first eigenvectors of the sum of all classes: as good as each class's own, nearly.
+        They approach the first eigenvectors of the sum of all classes, by subspace iteration (Golub and Van Loan,
+        "Matrix Computations", section 8.2.4): as good as each class's own, nearly.
         """
         if self.directions is not None and self.state != "fitted":
-            features = features.double()
-            vectors = torch.linalg.eigh(features.T @ features)[1]
-            self.directions = vectors[:, -self.directions.shape[1] :].contiguous()
+            features, directions = features.double(), torch.eye(*self.directions.shape).to(self.directions)
+            for _ in range(_ITERATIONS):  # from the same beginning: the same data choose the same
+                directions = torch.linalg.qr(features.T @ (features @ directions))[0]
+            self.directions = directions.contiguous()
 
     def require_fitted(self, what: str) -> CovarianceFit:
         """Answers the present fit, or raises CovarianceError unless it is one."""

@@ -42,7 +42,8 @@ class UniformSample:
         chosen = keys <= self.bound
         if not bool(chosen.all()):
             rows, keys = rows[chosen.to(rows.device)], keys[chosen]
-        self._parts.append((rows.clone(), keys))
+        rows = rows.to(self._parts[0][0].device, copy=True) if self._parts else rows.clone()
+        self._parts.append((rows, keys))
         self._held += len(rows)
         if self._held > 2 * self.limit:
             self._shrink()

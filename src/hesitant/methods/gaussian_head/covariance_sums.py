@@ -53,8 +53,8 @@ class CovarianceSums:
 
     Sums belong to the weights and the options of the model that they were made with, which must not move meanwhile:
     call :meth:`~hesitant.SNGP.prepare_covariance` once, send the model around, and make sums with it. To merge, or to
-    finish, sums of other weights or options is an error that names them. Pickled, and as bytes, they go without their
-    model: ``CovarianceSums(model).merge(sums)`` gives them one again.
+    finish, sums of other weights or options is an error that names them. Copied, pickled, and as bytes, they go without
+    their model: ``CovarianceSums(model).merge(sums)`` gives them one again.
 
     Features are the model's own, in its dtype: those of a float32 model change by its rounding (about 1e-7) with the
     size of the batch that they are computed in.
