@@ -33,7 +33,7 @@ _NAMES = {
     "prediction": ("Prediction",),
     "training": ("History", "fit"),
 }
-_ROOMS = (*_NAMES, "data", "detection", "integrations", "nn", "plots", "report")
+_ROOMS = (*_NAMES, "data", "detection", "integrations", "keras", "nn", "plots", "report")
 
 
 def __getattr__(name: str) -> Any:
