@@ -4,7 +4,18 @@ Users of Keras import from here, and from ``hesitant.keras.gaussian_process`` as
 keras and numpy alone: PyTorch comes with the PyTorch backend, or when a `hesitant.Prediction` is asked for.
 """
 
+from hesitant.keras.callbacks import ResetCovarianceCallback
+from hesitant.keras.covariance_pass import fit_covariance
 from hesitant.keras.gaussian_process import RandomFeatureGaussianProcess, mean_field_logits
 from hesitant.keras.random_features import OrthogonalRandomFeatures
+from hesitant.keras.spectral_normalization import SpectralNormalization, SpectralNormalizationConv2D
 
-__all__ = ["OrthogonalRandomFeatures", "RandomFeatureGaussianProcess", "mean_field_logits"]
+__all__ = [
+    "OrthogonalRandomFeatures",
+    "RandomFeatureGaussianProcess",
+    "ResetCovarianceCallback",
+    "SpectralNormalization",
+    "SpectralNormalizationConv2D",
+    "fit_covariance",
+    "mean_field_logits",
+]

@@ -3,7 +3,7 @@
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -22,7 +22,6 @@ from hesitant.keras.posterior_factor import (
     Factor,
     covariance_by,
     factor_of,
-    factor_of_prior,
     levels,
     variance_by,
     whitened,
@@ -47,7 +46,8 @@ def mean_field_logits(
         covmat: The covariance ``(B, B)``, of which the diagonal counts, or the variance ``(B,)``; None is a variance
             of 1.
         mean_field_factor: The factor; None or a negative one leaves the logits as they are. pi / 8 is usual.
-        likelihood: ``"logistic"``, ``"binary_logistic"``, or ``"poisson"``: then ``logits * exp(factor * variance / 2)``.
+        likelihood: ``"logistic"``, ``"binary_logistic"``, or ``"poisson"``: then it is ``logits * exp(factor * variance
+            / 2)``.
 
     Raises:
         ValueError: The likelihood is unknown, or the shapes do not fit each other.
@@ -245,7 +245,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
             ValueError: The trainer is JAX's and the model does not hand ``training`` on: nothing would say that this
                 is training, and the precision would stay that of the prior.
         """
-        if training is None and is_given_in_a_stateless_call(self.data_precision):
+        if training is None and _keeping.found is None and is_given_in_a_stateless_call(self.data_precision):
             raise ValueError(
                 f"{self.name} is not told whether this is training, and on this backend Keras tells no inner layer by"
                 " itself: the precision would never move. Let your model's call(self, inputs, training=None) hand it"
@@ -253,9 +253,8 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
             )
         features = self.features(inputs)
         logits = self._logits(features)
-        kept = _kept.get()
-        if kept is not None and kept[0] is self:
-            kept[1].append((self._rows(features), self._rows(logits, self.units)))
+        if _keeping.found is not None and any(layer is self for layer in _keeping.layers):
+            _keeping.found.append((self, (self._rows(features), self._rows(logits, self.units))))
         if training:
             self._add(ops.stop_gradient(self._rows(features)), ops.stop_gradient(self._rows(logits, self.units)))
         answer: list[Any] = [logits]
@@ -302,7 +301,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
         return ops.reshape(answer, ops.shape(features)[:-1])
 
     def _of_level(self, features: Any) -> Any:
-        """Answers the covariance by the factor that there is, with one branch for each level where that is not known."""
+        """Answers the covariance by the factor that there is; where its level is not known, with a branch for each."""
         counts = levels(self.beta.shape[0])
         branches: list[Callable[[], Any]] = [lambda: self._by_own_factor(features)]
         branches += [lambda count=count: self._by_factor(features, count) for count in counts[1:]]
@@ -392,7 +391,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
         self.factor_state.assign(ops.convert_to_tensor(self.factor_state) * np.asarray((0.0, 1.0, 1.0)))
 
     def _warn_if_none_seen(self) -> None:
-        if only_shapes_are_asked_for():
+        if only_shapes_are_asked_for() or _keeping.found is not None:
             return
         seen = numbers_of(self.num_seen)
         if seen is None:
@@ -439,27 +438,29 @@ _PLAIN_ARGUMENTS = (
 )  # fmt: skip
 
 
-class _Kept(threading.local):
-    """Whose features a pass keeps, in this thread."""
-
-    pair: tuple[RandomFeatureGaussianProcess, list[tuple[Any, Any]]] | None = None
-
-    def get(self) -> tuple[RandomFeatureGaussianProcess, list[tuple[Any, Any]]] | None:
-        return self.pair
+_Kept = list[tuple["RandomFeatureGaussianProcess", tuple[Any, Any]]]
 
 
-_kept = _Kept()
+class _Keeping(threading.local):
+    """Which layers' features a pass keeps, in this thread, and what it has kept."""
+
+    layers: Sequence[RandomFeatureGaussianProcess] = ()
+    found: _Kept | None = None
+
+
+_keeping = _Keeping()
 
 
 @contextmanager
-def features_kept(layer: RandomFeatureGaussianProcess) -> Iterator[list[tuple[Any, Any]]]:
-    """Within it, features ``(B, M)`` and logits ``(B, C)`` of each call of the layer in this thread are kept."""
-    before, found = _kept.pair, []  # type: ignore[var-annotated]
-    _kept.pair = (layer, found)
+def features_kept(layers: Sequence[RandomFeatureGaussianProcess]) -> Iterator[_Kept]:
+    """Within it, features ``(B, M)`` and logits ``(B, C)`` of each call of the layers in this thread are kept."""
+    before = _keeping.layers, _keeping.found
+    found: _Kept = []
+    _keeping.layers, _keeping.found = layers, found
     try:
         yield found
     finally:
-        _kept.pair = before
+        _keeping.layers, _keeping.found = before
 
 
 def _input_scale(kernel_scale: float, normalized: bool, custom: bool) -> float:

@@ -9,10 +9,10 @@ import numpy as np
 
 @keras.saving.register_keras_serializable(package="hesitant")
 class OrthogonalRandomFeatures(keras.initializers.Initializer):
-    """Draws a projection ``(D, M)`` whose columns are exactly orthogonal, block by block of D, each with its own draw.
+    """Draws a projection ``(D, M)`` whose columns are exactly orthogonal, block by block of D.
 
-    The same kernel as that of independent Gaussian columns, estimated with less variance. Source: Yu et al., "Orthogonal
-    Random Features", NeurIPS 2016, section 3.
+    The same kernel as that of independent Gaussian columns, estimated with less variance; each block is a draw of its
+    own. Source: Yu et al., "Orthogonal Random Features", NeurIPS 2016, section 3.
 
     Args:
         stddev: Standard deviation of an entry.
