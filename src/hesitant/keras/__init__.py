@@ -4,13 +4,20 @@ Users of Keras import from here, and from ``hesitant.keras.gaussian_process`` as
 keras and numpy alone: PyTorch comes with the PyTorch backend, or when a `hesitant.Prediction` is asked for.
 """
 
+from hesitant.keras.answers import Answer
 from hesitant.keras.callbacks import ResetCovarianceCallback
 from hesitant.keras.covariance_pass import fit_covariance
 from hesitant.keras.gaussian_process import RandomFeatureGaussianProcess, mean_field_logits
+from hesitant.keras.predict import SNGP, DeepEnsemble, Deterministic, MCDropout, predict_with_uncertainty
 from hesitant.keras.random_features import OrthogonalRandomFeatures
 from hesitant.keras.spectral_normalization import SpectralNormalization, SpectralNormalizationConv2D
 
 __all__ = [
+    "SNGP",
+    "Answer",
+    "DeepEnsemble",
+    "Deterministic",
+    "MCDropout",
     "OrthogonalRandomFeatures",
     "RandomFeatureGaussianProcess",
     "ResetCovarianceCallback",
@@ -18,4 +25,5 @@ __all__ = [
     "SpectralNormalizationConv2D",
     "fit_covariance",
     "mean_field_logits",
+    "predict_with_uncertainty",
 ]

@@ -6,7 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from hesitant.keras.gaussian_process import RandomFeatureGaussianProcess, features_kept
+from hesitant.keras.gaussian_process import RandomFeatureGaussianProcess
+from hesitant.keras.kept_features import features_kept
 from hesitant.keras.spectral_normalization import SpectralNormalization
 
 _SETTLING = 10  # projections: an average of weights, or weights that were loaded, may lie above the bound
@@ -101,6 +102,7 @@ class FeaturePass(keras.Model):
         self.built = True  # the model is
 
     def call(self, inputs: Any, training: bool | None = None) -> tuple[Any, ...]:
+        """Answers features ``(B, M)`` and logits ``(B, C)`` of the first layer, of the second, and so on."""
         with features_kept(self.of_layers) as found:
             self.asked(inputs, training=False)
         answer: list[Any] = []

@@ -1,10 +1,9 @@
 """The tutorial's Gaussian-process output layer, on every backend of Keras 3."""
 
 import math
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import keras
@@ -17,6 +16,8 @@ from hesitant.keras.concrete import (
     only_shapes_are_asked_for,
     told_later,
 )
+from hesitant.keras.kept_features import is_kept, keep
+from hesitant.keras.mean_field import mean_field_logits as mean_field_logits  # where the tutorial reads it
 from hesitant.keras.posterior_factor import (
     STALE,
     Factor,
@@ -28,52 +29,11 @@ from hesitant.keras.posterior_factor import (
 )
 
 _LIKELIHOODS = ("gaussian", "binary_logistic", "poisson")
-_MEAN_FIELD = ("logistic", "binary_logistic", "poisson")
 _LAYER_NORM_EPSILON = 1e-3
 _NONE_SEEN = (
     "{} answers the variance of the prior, for it has seen no training data: its precision has not moved. Hand"
     " training=training on to it in call(), or call hesitant.keras.fit_covariance(model, data)."
 )
-
-
-def mean_field_logits(
-    logits: Any, covmat: Any = None, mean_field_factor: float | None = 1.0, likelihood: str = "logistic"
-) -> Any:
-    """Answers ``logits / sqrt(1 + factor * variance)``, whose softmax approximates the mean over the posterior.
-
-    Args:
-        logits: ``(B, C)`` or ``(B,)``, the posterior mean.
-        covmat: The covariance ``(B, B)``, of which the diagonal counts, or the variance ``(B,)``; None is a variance
-            of 1.
-        mean_field_factor: The factor; None or a negative one leaves the logits as they are. pi / 8 is usual.
-        likelihood: ``"logistic"``, ``"binary_logistic"``, or ``"poisson"``: then it is ``logits * exp(factor * variance
-            / 2)``.
-
-    Raises:
-        ValueError: The likelihood is unknown, or the shapes do not fit each other.
-
-    Source: Lu, Ie and Sha, "Mean-Field Approximation to Gaussian-Softmax Integral with Application to Uncertainty
-    Estimation", 2020, equation 7.
-    """
-    if likelihood not in _MEAN_FIELD:
-        raise ValueError(f"likelihood={likelihood!r} is not known: expected one of {_MEAN_FIELD}.")
-    logits = ops.convert_to_tensor(logits)
-    if mean_field_factor is None or mean_field_factor < 0:
-        return logits
-    if covmat is None:
-        variance = ops.ones_like(logits[..., 0] if len(logits.shape) > 1 else logits)
-    else:
-        covmat = ops.cast(ops.convert_to_tensor(covmat), logits.dtype)
-        if len(covmat.shape) not in (1, 2) or covmat.shape[0] != covmat.shape[-1]:
-            raise ValueError(
-                f"covmat has shape {tuple(covmat.shape)}: expected a covariance (B, B) or a variance (B,)."
-            )
-        variance = covmat if len(covmat.shape) == 1 else ops.diagonal(covmat)
-    if len(logits.shape) > 1:
-        variance = ops.expand_dims(variance, -1)
-    if likelihood == "poisson":
-        return logits * ops.exp(mean_field_factor * variance / 2)
-    return logits / ops.sqrt(1 + mean_field_factor * variance)
 
 
 @keras.saving.register_keras_serializable(package="hesitant")
@@ -245,7 +205,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
             ValueError: The trainer is JAX's and the model does not hand ``training`` on: nothing would say that this
                 is training, and the precision would stay that of the prior.
         """
-        if training is None and _keeping.found is None and is_given_in_a_stateless_call(self.data_precision):
+        if training is None and not is_kept(self) and is_given_in_a_stateless_call(self.data_precision):
             raise ValueError(
                 f"{self.name} is not told whether this is training, and on this backend Keras tells no inner layer by"
                 " itself: the precision would never move. Let your model's call(self, inputs, training=None) hand it"
@@ -253,8 +213,8 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
             )
         features = self.features(inputs)
         logits = self._logits(features)
-        if _keeping.found is not None and any(layer is self for layer in _keeping.layers):
-            _keeping.found.append((self, (self._rows(features), self._rows(logits, self.units))))
+        if is_kept(self):
+            keep(self, self._rows(features), self._rows(logits, self.units))
         if training:
             self._add(ops.stop_gradient(self._rows(features)), ops.stop_gradient(self._rows(logits, self.units)))
         answer: list[Any] = [logits]
@@ -303,8 +263,8 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
     def _of_level(self, features: Any) -> Any:
         """Answers the covariance by the factor that there is; where its level is not known, with a branch for each."""
         counts = levels(self.beta.shape[0])
-        branches: list[Callable[[], Any]] = [lambda: self._by_own_factor(features)]
-        branches += [lambda count=count: self._by_factor(features, count) for count in counts[1:]]
+        branches: list[Callable[[], Any]] = [partial(self._by_own_factor, features)]
+        branches += [partial(self._by_factor, features, count) for count in counts[1:]]
         state = numbers_of(self.factor_state)
         if state is not None:
             return branches[int(state[0])]()
@@ -391,7 +351,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
         self.factor_state.assign(ops.convert_to_tensor(self.factor_state) * np.asarray((0.0, 1.0, 1.0)))
 
     def _warn_if_none_seen(self) -> None:
-        if only_shapes_are_asked_for() or _keeping.found is not None:
+        if only_shapes_are_asked_for() or is_kept(self):
             return
         seen = numbers_of(self.num_seen)
         if seen is None:
@@ -438,31 +398,6 @@ _PLAIN_ARGUMENTS = (
 )  # fmt: skip
 
 
-_Kept = list[tuple["RandomFeatureGaussianProcess", tuple[Any, Any]]]
-
-
-class _Keeping(threading.local):
-    """Which layers' features a pass keeps, in this thread, and what it has kept."""
-
-    layers: Sequence[RandomFeatureGaussianProcess] = ()
-    found: _Kept | None = None
-
-
-_keeping = _Keeping()
-
-
-@contextmanager
-def features_kept(layers: Sequence[RandomFeatureGaussianProcess]) -> Iterator[_Kept]:
-    """Within it, features ``(B, M)`` and logits ``(B, C)`` of each call of the layers in this thread are kept."""
-    before = _keeping.layers, _keeping.found
-    found: _Kept = []
-    _keeping.layers, _keeping.found = layers, found
-    try:
-        yield found
-    finally:
-        _keeping.layers, _keeping.found = before
-
-
 def _input_scale(kernel_scale: float, normalized: bool, custom: bool) -> float:
     if not custom:
         return 1 / kernel_scale
@@ -471,10 +406,10 @@ def _input_scale(kernel_scale: float, normalized: bool, custom: bool) -> float:
 
 def _activation(given: Any) -> Callable[[Any], Any]:
     if given is None:
-        return ops.cos  # type: ignore[no-any-return]
+        return ops.cos
     if isinstance(given, str) and given in ("cos", "sin"):
-        return getattr(ops, given)  # type: ignore[no-any-return]
-    return keras.activations.get(given)  # type: ignore[no-any-return]
+        return getattr(ops, given)
+    return keras.activations.get(given)
 
 
 def _name_of(activation: Callable[[Any], Any]) -> Any:

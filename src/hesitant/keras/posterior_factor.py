@@ -96,7 +96,7 @@ def _eigenvectors(data_precision: np.ndarray, ridge: float, prior: float, dtype:
         )
     # An eigenvalue below the rounding of the largest may be any number, and counts as uninformed. A prior that decayed
     # has no better floor, and then the sum has gone through dtype.
-    noise = 4 * np.finfo(np.float64 if prior >= ridge else dtype).eps * largest
+    noise = 4 * float(np.finfo(np.float64 if prior >= ridge else dtype).eps) * largest
     eigenvalues = np.where(eigenvalues > noise, eigenvalues, 0.0)
     if prior < ridge:
         prior = max(prior, float(np.finfo(np.float64).tiny) + noise / 4)
