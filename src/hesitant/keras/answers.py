@@ -101,7 +101,7 @@ def as_kind(outputs: str, model: Any) -> Outputs:
 
 
 def _ends_in_probabilities(model: Any) -> bool:
-    layers = [layer for layer in getattr(model, "layers", []) if layer.count_params() or hasattr(layer, "activation")]
+    layers = [layer for layer in getattr(model, "layers", []) if layer.weights or hasattr(layer, "activation")]
     last = layers[-1] if layers else None
     name = getattr(getattr(last, "activation", None), "__name__", "")
     return name in ("softmax", "sigmoid") or type(last).__name__ == "Softmax"

@@ -1,9 +1,9 @@
 """What resets the covariance at each epoch of ``model.fit``, and sees that it moves."""
 
+import warnings
 from typing import Any
 
 import keras
-
 from hesitant.keras.concrete import numbers_of
 from hesitant.keras.covariance_pass import all_layers
 from hesitant.keras.gaussian_process import RandomFeatureGaussianProcess
@@ -14,6 +14,9 @@ class ResetCovarianceCallback(keras.callbacks.Callback):
 
     The precision is factored before each validation and at the end, so that predictions are cheap. Layers with a
     momentum above 0 are never reset: they forget by themselves.
+
+    Averages of weights (an optimizer's ``use_ema``) are put in place at the very end, after the covariance was summed:
+    it says so.
 
     Raises:
         RuntimeError: After an epoch: it has not moved the precision of a layer, which is then not told that this is
@@ -46,7 +49,18 @@ class ResetCovarianceCallback(keras.callbacks.Callback):
                 )
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Factors the precision for the predictions."""
+        """Factors the precision for the predictions; of weights that are now an average it is not.
+
+        Warns:
+            UserWarning: The optimizer has put averages in place of the weights (``use_ema``).
+        """
+        if getattr(self.model.optimizer, "use_ema", False):
+            warnings.warn(
+                "the weights are now the averages that use_ema keeps, and the covariance is that of the weights they"
+                " replaced: call hesitant.keras.fit_covariance(model, data).",
+                UserWarning,
+                stacklevel=2,
+            )
         self._factor()
 
     def _layers(self) -> list[RandomFeatureGaussianProcess]:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 
+import keras
 from hesitant.keras.gaussian_process import RandomFeatureGaussianProcess
 from hesitant.keras.kept_features import features_kept
 from hesitant.keras.spectral_normalization import SpectralNormalization
@@ -90,6 +90,28 @@ def batches_of(data: Any, batch_size: int) -> Iterator[Any]:
     iterator = (data[place] for place in range(len(data))) if isinstance(data, keras.utils.PyDataset) else iter(data)
     for batch in iterator:
         yield keras.utils.unpack_x_y_sample_weight(tuple(batch) if isinstance(batch, list) else batch)[0]
+
+
+class PosteriorPass(keras.Model):
+    """Answers the plain logits ``(B, C)`` of a model's Gaussian process layer and their variance ``(B,)``.
+
+    Raises:
+        ValueError: The model has not exactly one such layer.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        layers = [layer for layer in all_layers(model) if isinstance(layer, RandomFeatureGaussianProcess)]
+        if len(layers) != 1:
+            raise ValueError(f"model {model.name} has {len(layers)} RandomFeatureGaussianProcess layers: expected one.")
+        self._features = FeaturePass(model, layers)
+        self.gp = layers[0]
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> tuple[Any, Any]:
+        """Answers logits and variance."""
+        features, logits = self._features(inputs)
+        return logits, self.gp.variance_of(features)
 
 
 class FeaturePass(keras.Model):

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 
+import keras
 from hesitant.keras.covariance_pass import all_layers
 from hesitant.keras.forced_dropout import ForcedPasses, parts_of
+from keras import ops
 
 _ROWS = 8192  # of one batch with all its passes
 _APART = 1024  # draws of one layer in one batch, so that no two batches share a mask
@@ -86,7 +86,7 @@ def _own_random_state(seed: Any) -> Iterator[None]:
         return
     random = sys.modules["torch"].random
     with random.fork_rng(devices=[seed.device] if seed.device.type == "cuda" else []):
-        random.manual_seed(int(seed[0]) * 2**32 + int(seed[1]))
+        random.manual_seed((int(seed[0]) + 1_000_003 * int(seed[1])) % 2**32)  # no more bits count on a CPU
         yield
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 
+import keras
 from hesitant.keras.gaussian_process import RandomFeatureGaussianProcess
 from hesitant.keras.spectral_normalization import SpectralNormalization
 
@@ -82,7 +82,7 @@ def _pairs(layer: Any, module: Any) -> list[tuple[Any, Any, Callable[[np.ndarray
         named = [("kernel", "weight"), ("bias", "bias")]
     else:
         named = []
-    pairs = []
+    pairs: list[tuple[Any, Any, Callable[[np.ndarray], np.ndarray]]] = []
     for ours, theirs in named:
         variable, parameter = getattr(layer, ours, None), getattr(module, theirs, None)
         if variable is None and parameter is None:
@@ -127,7 +127,7 @@ def _gp_to_torch(layer: RandomFeatureGaussianProcess, module: Any) -> None:
     _require_alike(layer, module)
     if float(_numbers(layer.ridge_weight)) != 1:
         raise ValueError(f"the ridge of layer {layer.name} has decayed: call fit_covariance(model, data) first.")
-    if layer.random_weight is not None:
+    if layer.random_weight is not None and layer.random_phase is not None:
         _write(module.random_weight, _numbers(layer.random_weight).T * (_scale_of(layer) * module.kernel_scale**0.5))
         _write(module.random_phase, _numbers(layer.random_phase))
     if layer.layer_norm is not None:
@@ -144,7 +144,7 @@ def _gp_to_torch(layer: RandomFeatureGaussianProcess, module: Any) -> None:
 
 def _gp_from_torch(layer: RandomFeatureGaussianProcess, module: Any) -> None:
     _require_alike(layer, module)
-    if layer.random_weight is not None:
+    if layer.random_weight is not None and layer.random_phase is not None:
         projection = _read(module.random_weight).T / (_scale_of(layer) * module.kernel_scale**0.5)
         layer.random_weight.assign(projection)
         layer.random_phase.assign(_read(module.random_phase))

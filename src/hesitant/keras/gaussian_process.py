@@ -6,10 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-import keras
 import numpy as np
-from keras import ops
 
+import keras
 from hesitant.keras.concrete import (
     is_given_in_a_stateless_call,
     numbers_of,
@@ -27,6 +26,7 @@ from hesitant.keras.posterior_factor import (
     variance_by,
     whitened,
 )
+from keras import ops
 
 _LIKELIHOODS = ("gaussian", "binary_logistic", "poisson")
 _LAYER_NORM_EPSILON = 1e-3
@@ -255,16 +255,21 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
 
     def _covariance(self, features: Any) -> Any:
         self._warn_if_none_seen()
-        answer = self._of_level(self._rows(features))
+        answer = self._of_level(self._rows(features), self.covariance == "full")
         if self.covariance == "full" or len(features.shape) == 2:
             return answer
         return ops.reshape(answer, ops.shape(features)[:-1])
 
-    def _of_level(self, features: Any) -> Any:
+    def variance_of(self, features: Any) -> Any:
+        """Answers the variance ``(B,)`` of features ``(B, M)``, whatever a call answers."""
+        self._warn_if_none_seen()
+        return self._of_level(features, False)
+
+    def _of_level(self, features: Any, full: bool) -> Any:
         """Answers the covariance by the factor that there is; where its level is not known, with a branch for each."""
         counts = levels(self.beta.shape[0])
-        branches: list[Callable[[], Any]] = [partial(self._by_own_factor, features)]
-        branches += [partial(self._by_factor, features, count) for count in counts[1:]]
+        branches: list[Callable[[], Any]] = [partial(self._by_own_factor, features, full)]
+        branches += [partial(self._by_factor, features, full, count) for count in counts[1:]]
         state = numbers_of(self.factor_state)
         if state is not None:
             return branches[int(state[0])]()
@@ -272,16 +277,16 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
             return branches[-1]()
         return ops.switch(ops.cast(self.factor_state[0], "int32"), branches)
 
-    def _by_factor(self, features: Any, rank: int) -> Any:
+    def _by_factor(self, features: Any, full: bool, rank: int) -> Any:
         columns, state = ops.convert_to_tensor(self.factor), ops.convert_to_tensor(self.factor_state)
-        if self.covariance == "full":
+        if full:
             return covariance_by(features, columns, rank, state[1])
         return variance_by(features, columns, rank, state[1], state[2])
 
-    def _by_own_factor(self, features: Any) -> Any:
+    def _by_own_factor(self, features: Any, full: bool) -> Any:
         ridge = self.gp_cov_ridge_penalty
         z = whitened(features, ops.convert_to_tensor(self.data_precision), ridge, ridge * self.ridge_weight)
-        return ops.matmul(z, ops.transpose(z)) if self.covariance == "full" else ops.sum(ops.square(z), axis=1)
+        return ops.matmul(z, ops.transpose(z)) if full else ops.sum(ops.square(z), axis=1)
 
     # ---------------------------------------------------------------- the precision
 
@@ -348,7 +353,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
             self.data_precision.assign(self.gp_cov_momentum * self.data_precision + share * product)
             self.ridge_weight.assign(self.gp_cov_momentum * self.ridge_weight)
         self.num_seen.assign_add(ops.cast(count, "int32"))
-        self.factor_state.assign(ops.convert_to_tensor(self.factor_state) * np.asarray((0.0, 1.0, 1.0)))
+        self.factor_state.assign([float(STALE), 1.0, 1.0])
 
     def _warn_if_none_seen(self) -> None:
         if only_shapes_are_asked_for() or is_kept(self):

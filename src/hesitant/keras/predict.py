@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
+import keras
 from hesitant.keras.answers import Answer, Outputs, as_kind, of_hesitant, probabilities
+from hesitant.keras.covariance_pass import PosteriorPass
 from hesitant.keras.dropout_passes import DropoutPasses, passes_at_once
 from hesitant.keras.mean_field import mean_field_logits
 
@@ -72,24 +73,24 @@ class Deterministic(_Method):
 
 
 class SNGP(_Method):
-    """A Keras model that ends in a `RandomFeatureGaussianProcess`: it answers logits and their variance.
+    """A Keras model with a `RandomFeatureGaussianProcess` in it, asked for that layer's logits and their variance.
+
+    Whatever the model's own call answers: what it makes of the layer's logits is not looked at.
 
     Args:
-        model: A built model that answers ``(logits, variance)``, ``(B, C)`` and ``(B,)``.
+        model: A built model with one such layer.
         mean_field_factor: Of the mean-field logits whose softmax is the answer.
+
+    Raises:
+        ValueError: The model has not exactly one such layer.
     """
 
     def __init__(self, model: Any, *, mean_field_factor: float = math.pi / 8) -> None:
         self.model, self.mean_field_factor = model, mean_field_factor
+        self._posterior = PosteriorPass(model)
 
     def _answer(self, x: Any, batch_size: int | None) -> Answer:
-        answered = self.model.predict(x, batch_size=batch_size, verbose=0)
-        if not isinstance(answered, (list, tuple)) or len(answered) != 2 or np.ndim(answered[1]) != 1:
-            raise ValueError(
-                f"model {self.model.name} does not answer (logits, variance): let its call() return both, of a"
-                ' RandomFeatureGaussianProcess with return_gp_cov=True and covariance="diag".'
-            )
-        logits, variance = answered
+        logits, variance = self._posterior.predict(x, batch_size=batch_size, verbose=0)
         adjusted = keras.ops.convert_to_numpy(mean_field_logits(logits, variance, self.mean_field_factor))
         return Answer(probabilities(adjusted, "logits"), logits=_two_columns(logits), logit_variance=variance)
 

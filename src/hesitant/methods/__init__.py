@@ -13,6 +13,7 @@ from hesitant.methods.deep_ensemble import DeepEnsemble
 from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.feature_source import FeatureSource as FeatureSource
 from hesitant.methods.mc_dropout import MCDropout
+from hesitant.methods.models_of_keras import require_module as require_module
 from hesitant.methods.outputs import OutputProbe as OutputProbe
 from hesitant.methods.outputs import Outputs as Outputs
 from hesitant.methods.outputs import logits_of as logits_of

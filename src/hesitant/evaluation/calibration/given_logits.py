@@ -1,4 +1,4 @@
-"""Logits or predictions that are there already, of any framework, as components and as what a calibration makes of them."""
+"""Logits or predictions that are there already, of any framework: as components, and calibrated."""
 
 from typing import TYPE_CHECKING, Any
 
