@@ -23,8 +23,8 @@ WITH_CODE = [page for page in PAGES if blocks(page, "python")]
 # Their pages go through code of others, which warns of itself.
 OF_OTHERS = ("hugging-face.md", "lightning.md")
 DOORS = (
-    "hesitant", "hesitant.data", "hesitant.detection", "hesitant.evaluation", "hesitant.methods", "hesitant.nn",
-    "hesitant.nn.models", "hesitant.plots", "hesitant.prediction", "hesitant.report", "hesitant.training",
+    "hesitant", "hesitant.data", "hesitant.detection", "hesitant.evaluation", "hesitant.keras", "hesitant.methods",
+    "hesitant.nn", "hesitant.nn.models", "hesitant.plots", "hesitant.prediction", "hesitant.report", "hesitant.training",
 )  # fmt: skip
 SHOWN_BY_EXAMPLE = (
     "hesitant.SNGP", "hesitant.MCDropout", "hesitant.DeepEnsemble", "hesitant.Deterministic", "hesitant.Prediction",

@@ -111,3 +111,12 @@ def test_report_on_one_page(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(page) > 100_000
     assert all(name in page for name in ("plain", "MC dropout", "deep ensemble", "SNGP", "8 and 9"))
+
+
+@pytest.mark.slow
+def test_keras_sngp_tutorial(tmp_path: Path) -> None:
+    pytest.importorskip("keras")
+    printed = run("keras_sngp_tutorial", tmp_path)
+    plain, sngp = numbers(printed, r"cloud: ([\d.]+) of the deterministic network, ([\d.]+) of SNGP")
+    assert plain < 0.01
+    assert 0.9 < sngp <= 1

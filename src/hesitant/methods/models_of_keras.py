@@ -1,4 +1,4 @@
-"""Keras models on its PyTorch backend: modules by class, but their layers are told by an argument whether they train."""
+"""Keras models on its PyTorch backend: modules by class, whose layers are told by an argument whether they train."""
 
 from typing import Any
 
