@@ -2,8 +2,8 @@
 ===================================
 
 "Uncertainty-aware Deep Learning with SNGP", the tutorial of TensorFlow, runs no more since Keras 3. Here are its cells
-on whatever backend Keras has: the two moons, a deterministic network, SNGP, Monte Carlo dropout and an ensemble. The five
-lines that differ from the tutorial's are marked by their number; the page "From the TensorFlow tutorial" says why.
+on whatever backend Keras has: the two moons, a deterministic network, SNGP, Monte Carlo dropout and an ensemble. The
+five lines that differ from the tutorial's are marked by their number; the page "From the TensorFlow tutorial" says why.
 """
 
 import os

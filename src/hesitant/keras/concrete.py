@@ -3,8 +3,14 @@
 import sys
 from typing import Any
 
-import keras
 import numpy as np
+
+import keras
+
+
+def array_of(variable: Any) -> np.ndarray:
+    """Answers what a variable or tensor of the backend holds, outside of any trace."""
+    return _array(keras.ops.convert_to_tensor(variable))
 
 
 def numbers_of(variable: Any) -> "np.ndarray | None":
@@ -17,7 +23,13 @@ def numbers_of(variable: Any) -> "np.ndarray | None":
         return None
     if backend == "torch" and value.device.type == "meta":
         return None
-    return np.asarray(keras.ops.convert_to_numpy(value))
+    return _array(value)
+
+
+def _array(tensor: Any) -> np.ndarray:
+    if keras.backend.backend() == "torch" and keras.backend.standardize_dtype(tensor.dtype) != "bfloat16":
+        return np.asarray(tensor.detach().cpu().numpy())  # Keras' own way raises a warning of NumPy
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
 
 
 def is_given_in_a_stateless_call(variable: Any) -> bool:

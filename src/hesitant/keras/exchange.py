@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 import keras
+from hesitant.keras.concrete import array_of
 from hesitant.keras.gaussian_process import RandomFeatureGaussianProcess
 from hesitant.keras.spectral_normalization import SpectralNormalization
 
@@ -37,7 +38,7 @@ def to_torch(layer: Any, module: Any) -> None:
         _gp_to_torch(layer, module)
         return
     for variable, parameter, turned in _pairs(layer, module):
-        _write(parameter, turned(_numbers(variable)))
+        _write(parameter, turned(array_of(variable)))
     if isinstance(layer, (keras.layers.LayerNormalization, keras.layers.BatchNormalization)):
         module.eps = layer.epsilon
 
@@ -125,20 +126,20 @@ def _kernel_from_torch(weight: np.ndarray) -> np.ndarray:
 
 def _gp_to_torch(layer: RandomFeatureGaussianProcess, module: Any) -> None:
     _require_alike(layer, module)
-    if float(_numbers(layer.ridge_weight)) != 1:
+    if float(array_of(layer.ridge_weight)) != 1:
         raise ValueError(f"the ridge of layer {layer.name} has decayed: call fit_covariance(model, data) first.")
     if layer.random_weight is not None and layer.random_phase is not None:
-        _write(module.random_weight, _numbers(layer.random_weight).T * (_scale_of(layer) * module.kernel_scale**0.5))
-        _write(module.random_phase, _numbers(layer.random_phase))
+        _write(module.random_weight, array_of(layer.random_weight).T * (_scale_of(layer) * module.kernel_scale**0.5))
+        _write(module.random_phase, array_of(layer.random_phase))
     if layer.layer_norm is not None:
         to_torch(layer.layer_norm, module.layer_norm)
-    module.set_output_weights(_like(module.beta, _numbers(layer.beta)))
-    _write(module.output_bias, _numbers(layer.output_bias))
-    seen = int(_numbers(layer.num_seen))
+    module.set_output_weights(_like(module.beta, array_of(layer.beta)))
+    _write(module.output_bias, array_of(layer.output_bias))
+    seen = int(array_of(layer.num_seen))
     if seen == 0:
         module.reset_covariance()
     else:
-        summed = _numbers(layer.data_precision).astype(np.float64)
+        summed = array_of(layer.data_precision).astype(np.float64)
         module.replace_covariance(_like(module.laplace.data_precision, summed), seen)
 
 
@@ -166,7 +167,7 @@ def _scale_of(layer: RandomFeatureGaussianProcess) -> float:
     if layer.log_kernel_scale is None:
         return layer.input_scale
     power = -0.5 if layer.use_custom_random_features else -1.0
-    return float(np.exp(power * _numbers(layer.log_kernel_scale)))
+    return float(np.exp(power * array_of(layer.log_kernel_scale)))
 
 
 def _require_alike(layer: RandomFeatureGaussianProcess, module: Any) -> None:
@@ -193,10 +194,6 @@ def _require_alike(layer: RandomFeatureGaussianProcess, module: Any) -> None:
 
 
 # ---------------------------------------------------------------- numbers
-
-
-def _numbers(variable: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(variable))
 
 
 def _read(tensor: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 import keras
 from hesitant.keras.concrete import (
+    array_of,
     is_given_in_a_stateless_call,
     numbers_of,
     only_shapes_are_asked_for,
@@ -308,7 +309,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
         """
         state = numbers_of(self.factor_state)
         if state is None or state[0] == STALE:
-            self._put_factor(np.asarray(ops.convert_to_numpy(self.data_precision), dtype=np.float64))
+            self._put_factor(array_of(self.data_precision).astype(np.float64))
 
     def put_sum(self, data_precision: np.ndarray, num_seen: int) -> None:
         """Puts ``sum_i w_i phi_i phi_i^T`` of ``num_seen`` inputs, ``(M, M)``, in place of what there was, factored."""
@@ -319,7 +320,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
 
     def _put_factor(self, data_precision: np.ndarray) -> None:
         ridge = self.gp_cov_ridge_penalty
-        prior = ridge * float(ops.convert_to_numpy(self.ridge_weight))
+        prior = ridge * float(array_of(self.ridge_weight))
         factor: Factor = factor_of(data_precision, ridge, prior, self.exact_dtype)
         self.factor.assign(factor.columns.astype(self.exact_dtype))
         state = (factor.level, factor.null_variance, factor.least_variance)

@@ -8,6 +8,7 @@ import numpy as np
 
 import keras
 from hesitant.keras.answers import Answer, Outputs, as_kind, of_hesitant, probabilities
+from hesitant.keras.concrete import array_of
 from hesitant.keras.covariance_pass import PosteriorPass
 from hesitant.keras.dropout_passes import DropoutPasses, passes_at_once
 from hesitant.keras.mean_field import mean_field_logits
@@ -204,7 +205,7 @@ class DeepEnsemble(_Method):
                 continue
             ours, theirs = first.trainable_variables, member.trainable_variables
             if len(ours) == len(theirs) and all(
-                a.shape == b.shape and np.array_equal(_numbers(a), _numbers(b))
+                a.shape == b.shape and np.array_equal(array_of(a), array_of(b))
                 for a, b in zip(ours, theirs, strict=True)
             ):
                 raise ValueError(
@@ -215,7 +216,3 @@ class DeepEnsemble(_Method):
 
 def _two_columns(logits: np.ndarray) -> np.ndarray:
     return logits if logits.shape[-1] > 1 else np.concatenate([np.zeros_like(logits), logits], axis=-1)
-
-
-def _numbers(variable: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(variable))

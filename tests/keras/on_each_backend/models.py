@@ -55,7 +55,7 @@ def compiled(model: Any, optimizer: Any = "adam", **settings: Any) -> Any:
 
 
 def numbers(tensor: Any) -> np.ndarray:
-    return np.array(keras.ops.convert_to_numpy(tensor))
+    return np.array(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(tensor)))
 
 
 def state(model: Any) -> list[np.ndarray]:
