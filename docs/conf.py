@@ -1,6 +1,9 @@
 """How Sphinx builds the site: `make docs`. Nothing is fetched, neither by the build nor by the built pages."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "torch")  # of the pages that import hesitant.keras
 
 import hesitant
 

@@ -1,6 +1,10 @@
 """What all tests share."""
 
 import gc
+import os
+
+# Where Keras is imported beside PyTorch, as for the pages of its API; what runs on each backend has its own processes.
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 
 def pytest_collection_finish() -> None:

@@ -23,9 +23,10 @@ WITH_CODE = [page for page in PAGES if blocks(page, "python")]
 # Their pages go through code of others, which warns of itself.
 OF_OTHERS = ("covariance-of-large-data.md", "hugging-face.md", "into-your-service.md", "lightning.md")
 DOORS = (
-    "hesitant", "hesitant.data", "hesitant.detection", "hesitant.evaluation", "hesitant.methods", "hesitant.nn",
-    "hesitant.nn.models", "hesitant.plots", "hesitant.prediction", "hesitant.report", "hesitant.training",
-    "hesitant.integrations.export", "hesitant.integrations.lightning", "hesitant.integrations.mlflow",
+    "hesitant", "hesitant.data", "hesitant.detection", "hesitant.evaluation", "hesitant.keras", "hesitant.methods",
+    "hesitant.nn", "hesitant.nn.models", "hesitant.plots", "hesitant.prediction", "hesitant.report",
+    "hesitant.training", "hesitant.integrations.export", "hesitant.integrations.lightning",
+    "hesitant.integrations.mlflow",
     "hesitant.integrations.scorer", "hesitant.integrations.transformers",
 )  # fmt: skip
 SHOWN_BY_EXAMPLE = (

@@ -41,7 +41,16 @@ _NAMES = {
     "prediction": ("Prediction",),
     "training": ("History", "fit"),
 }
-_ROOMS = (*(room for room in _NAMES if "." not in room), "data", "detection", "integrations", "nn", "plots", "report")
+_ROOMS = (
+    *(room for room in _NAMES if "." not in room),
+    "data",
+    "detection",
+    "integrations",
+    "keras",
+    "nn",
+    "plots",
+    "report",
+)
 
 
 def __getattr__(name: str) -> Any:

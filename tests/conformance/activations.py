@@ -1,12 +1,12 @@
 """Activations by the names that Keras and TensorFlow give them."""
 
-import re
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .activation_names import bare_name
 from .case import CaseError
 
 Activation = Callable[[Tensor], Tensor]
@@ -36,12 +36,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 def activation(name: str | None) -> Activation:
     """Answers the activation that e.g. "relu" or "tf.math.cos (default)" names; None is none."""
-    if name is None:
-        return _ACTIVATIONS["linear"]
-    if not isinstance(name, str):
-        raise CaseError(f"activation {name!r} is not known: expected a name.")
-    bare = re.sub(r"\s*\(default\)\s*$", "", name.strip())
-    bare = re.sub(r"^(tf\.math\.|tf\.nn\.|tf\.keras\.activations\.|tf\.)", "", bare)
+    bare = bare_name(name)
     if bare not in _ACTIVATIONS:
         raise CaseError(f"activation {name!r} is not known: expected one of {sorted(_ACTIVATIONS)}.")
     return _ACTIVATIONS[bare]

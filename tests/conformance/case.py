@@ -1,17 +1,19 @@
 """One recorded case: a file that must be understood and compared to its last key."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .tolerances import FLOAT32, FLOAT64, Tolerances
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+if TYPE_CHECKING:
+    import torch
+
+# PyTorch is imported where a tensor is asked for: the layers of Keras run in processes without it.
+_DTYPES = ("float32", "float64")
 _MISSING = object()
 
 
@@ -50,6 +52,7 @@ class Case:
             raise CaseError(f"{path}: meta_json is not JSON: {error}") from error
         if not isinstance(self._meta, dict):
             raise CaseError(f"{path}: meta_json is {type(self._meta).__name__}, expected an object.")
+        self.computed_in_float32 = False  # whatever the dtype of the case
         self._read = {"meta_json"}
         self._read_meta = {"reference"}  # where it was recorded
         self.failures: list[str] = []
@@ -57,7 +60,6 @@ class Case:
         self.dtype_name = self.meta("dtype")
         if self.dtype_name not in _DTYPES:
             raise CaseError(f"{path}: dtype={self.dtype_name!r} is not known: expected one of {sorted(_DTYPES)}.")
-        self.dtype = _DTYPES[self.dtype_name]
 
     # ---------------------------------------------------------------- reading
 
@@ -69,12 +71,19 @@ class Case:
     @property
     def tolerances(self) -> Tolerances:
         """Answers what this case's precision allows."""
-        return FLOAT32 if self.dtype == torch.float32 else FLOAT64
+        return FLOAT32 if self.dtype_name == "float32" or self.computed_in_float32 else FLOAT64
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """Answers the dtype for PyTorch."""
+        import torch
+
+        return getattr(torch, self.dtype_name)
 
     @property
     def unpatched(self) -> bool:
         """Answers whether a float64 layer was recorded without the repair of its scale constants."""
-        return self.dtype == torch.float64 and not self.meta("float64_sqrt_patch", True)
+        return self.dtype_name == "float64" and not self.meta("float64_sqrt_patch", True)
 
     def has(self, *keys: str) -> bool:
         """Answers whether all these arrays are there."""
@@ -96,14 +105,20 @@ class Case:
         self._read.add(key)
         return self._arrays[key]
 
-    def tensor(self, key: str) -> Tensor:
+    def numbers(self, key: str) -> np.ndarray:
         """Answers an array of the case's own dtype."""
         array = self.array(key)
         if array.dtype != np.dtype(self.dtype_name):
             raise CaseError(f"{self.path}: {key} is {array.dtype} in a case of dtype {self.dtype_name}.")
         if not np.isfinite(array).all():
             raise CaseError(f"{self.path}: {key} holds NaN or Inf.")
-        return torch.from_numpy(array.copy())
+        return array
+
+    def tensor(self, key: str) -> "torch.Tensor":
+        """Answers an array of the case's own dtype for PyTorch."""
+        import torch
+
+        return torch.from_numpy(self.numbers(key).copy())
 
     def ignore(self, key: str, reason: str) -> None:
         """Notes that an array, if it is there, is left out on purpose."""
@@ -123,7 +138,7 @@ class Case:
     def compare(
         self,
         key: str,
-        actual: "Tensor | np.ndarray | float",
+        actual: "torch.Tensor | np.ndarray | float",
         tolerance: "float | np.ndarray",
         *,
         relative_to: "float | np.ndarray | None" = None,
@@ -136,7 +151,7 @@ class Case:
     def compare_values(
         self,
         name: str,
-        actual: "Tensor | np.ndarray | float",
+        actual: "torch.Tensor | np.ndarray | float",
         expected: "np.ndarray | float",
         tolerance: "float | np.ndarray",
         *,
@@ -144,7 +159,7 @@ class Case:
         infinite: bool = False,
     ) -> None:
         """Notes a failure where two arrays differ by more than the tolerance, or in shape."""
-        if isinstance(actual, Tensor):
+        if not isinstance(actual, (np.ndarray, float, int)) and hasattr(actual, "detach"):
             actual = actual.detach().cpu().numpy()
         ours = np.asarray(actual, dtype=np.float64)
         theirs = np.asarray(expected, dtype=np.float64)
@@ -201,3 +216,37 @@ class Case:
             self.failures.append(f"settings that the runner does not know: {unknown}")
         if self.failures:
             raise CaseError(f"{self.path.name}:\n  " + "\n  ".join(self.failures))
+
+
+class Kind(Protocol):
+    """What runs one kind of case: a module."""
+
+    @staticmethod
+    def recognises(case: Case) -> bool:
+        """Answers whether a case is of this kind."""
+        ...
+
+    @staticmethod
+    def run(case: Case) -> None:
+        """Compares all of a case."""
+        ...
+
+
+def run_by(kinds: Sequence[Kind], path: Path, *, in_float32: "Callable[[Case], bool] | None" = None) -> Case:
+    """Runs one file by the kind that it is of, told by its contents and never by its name; answers its record.
+
+    ``in_float32`` tells of a case whether it is computed in float32 whatever its dtype.
+
+    Raises:
+        CaseError: The file cannot be read, is of no known kind, is not met, or holds what the runner does not know.
+    """
+    case = Case(path)
+    case.computed_in_float32 = in_float32 is not None and in_float32(case)
+    fitting = [kind for kind in kinds if kind.recognises(case)]
+    if len(fitting) != 1:
+        raise CaseError(
+            f"{path} is of {'no' if not fitting else 'more than one'} kind that the runner knows: {sorted(case.keys)}."
+        )
+    fitting[0].run(case)
+    case.finish()
+    return case

@@ -1,7 +1,6 @@
 """e2e_sngp_*: a small SNGP trained for some epochs, spectral norm, Gaussian process and optimizer together."""
 
 import math
-import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,46 +11,29 @@ from torch import Tensor, nn
 from hesitant.nn import RandomFeatureGaussianProcess, SpectralNormalizer
 
 from .activations import activation
-from .case import Case, CaseError
+from .case import Case
+from .end_to_end_record import Recorded, recognises, recorded
 from .spectral_dense_case import project
 
-_NUMBER = r"(-?[0-9.]+(?:e-?[0-9]+)?)"
-_MODEL = re.compile(
-    rf"h=Dense(\d+)\(x\) frozen; (\d+)x h\+=(\w+)\(SN\(Dense(\d+)\)\)\(h\) mult {_NUMBER};"
-    rf" GP\((\d+), M=(\d+), momentum={_NUMBER}, other defaults\); no dropout"
-)
-_SGD = re.compile(rf"SGD lr {_NUMBER}")
-_ADAM = re.compile(rf"tf_keras Adam lr {_NUMBER}, beta1 {_NUMBER}, beta2 {_NUMBER}, epsilon {_NUMBER}")
-_LOSS = re.compile(rf"sparse softmax cross-entropy mean over batch(?: \+ {_NUMBER}\*sum\(beta\^2\))?")
-_ORDER = re.compile(r"sequential, no shuffle, batches ([0-9,]+)")
-_RESET = re.compile(r"precision reset before epochs? ([0-9, and]+)")
-
-
-def recognises(case: Case) -> bool:
-    """Answers whether this is a training from its first step to its last prediction."""
-    return case.has("init_gp_beta", "losses", "x", "y", "x_test")
+__all__ = ["recognises", "run"]
 
 
 class Network(nn.Module):
     """The network that the recorded one is, with its weights loaded."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, told: Recorded) -> None:
         super().__init__()
-        width, blocks, act, hidden, bound, units, num_inducing, momentum = _match(case, "model", _MODEL).groups()
-        self.act = activation(act)
+        self.act = activation(told.activation)
         self.input = _dense(case, "input").requires_grad_(False)
         self.dense = nn.ModuleList(_dense(case, f"dense{i}") for i in case.indices_of("init_dense", "_kernel"))
-        features = {layer.out_features for layer in (self.input, *self.dense)}
-        if len(self.dense) != int(blocks) or features != {int(width), int(hidden)}:
-            raise CaseError(f"{case.path}: {case.meta('model')!r} has not the layers that the arrays are of.")
-        decaying = float(momentum) > 0
+        decaying = told.momentum > 0
         self.gp = RandomFeatureGaussianProcess(
-            int(hidden),
-            int(units),
-            num_inducing=int(num_inducing),
-            momentum=float(momentum) if decaying else 1.0,
+            told.width,
+            told.units,
+            num_inducing=told.num_inducing,
+            momentum=told.momentum if decaying else 1.0,
             ridge_decay=decaying,
-            l2_penalty=float(_match(case, "loss", _LOSS)[1] or 0),
+            l2_penalty=told.l2_penalty,
             mean_field_factor=case.meta("mean_field_factor"),
             generator=torch.Generator().manual_seed(0),
             dtype=case.dtype,
@@ -65,7 +47,7 @@ class Network(nn.Module):
             "output_bias": case.tensor("init_gp_output_bias"),
         }
         self.gp.load_state_dict({**self.gp.state_dict(), **loaded})
-        self.normalizer = SpectralNormalizer(self, norm_bound=float(bound), warm_up_iterations=0, exclude=("gp",))
+        self.normalizer = SpectralNormalizer(self, norm_bound=told.bound, warm_up_iterations=0, exclude=("gp",))
         for i in range(len(self.dense)):
             self.normalizer.set_vectors(f"dense.{i}", case.tensor(f"init_dense{i}_u")[0])
             case.ignore(f"init_dense{i}_v", "written over by the first half step, which takes u alone")
@@ -105,23 +87,17 @@ class KerasAdam(torch.optim.Optimizer):
 
 def run(case: Case) -> None:
     """Trains as recorded, and compares losses, weights, precision and predictions."""
-    if case.meta("mode") not in ("eager", "graph (train_on_batch)"):
-        raise CaseError(f"{case.path}: mode={case.meta('mode')!r} is not known.")
-    model = Network(case)
-    optimizer, tolerance = _optimizer(case, model)
+    told = recorded(case)
+    model = Network(case, told)
+    optimizer, tolerance = _optimizer(case, model, told), told.tolerance
     x, y = case.tensor("x"), torch.from_numpy(case.array("y").astype(np.int64))
-    resets = [int(epoch) for epoch in re.findall(r"\d+", _match(case, "reset", _RESET)[1])]
-    batch_size, epochs = case.meta("batch_size"), case.meta("epochs")
-    sizes = [len(batch) for batch in x.split(batch_size)]
-    if [int(size) for size in _match(case, "order", _ORDER)[1].split(",")] != sizes or len(y) != len(x):
-        raise CaseError(f"{case.path}: order={case.meta('order')!r} does not fit {len(x)} inputs and {len(y)} targets.")
 
     losses = []
-    for epoch in range(epochs):
-        if epoch + 1 in resets:
+    for epoch in range(case.meta("epochs")):
+        if epoch + 1 in told.resets:
             model.gp.reset_covariance()
         model.train()
-        for inputs, targets in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        for inputs, targets in zip(x.split(told.sizes), y.split(told.sizes), strict=True):
             project(model.normalizer)
             loss = F.cross_entropy(model(inputs), targets) + model.gp.regularization_loss()
             optimizer.zero_grad()
@@ -144,13 +120,6 @@ def run(case: Case) -> None:
         case.compare("test_probs", torch.softmax(logits, dim=-1), tolerance)
 
 
-def _match(case: Case, key: str, pattern: re.Pattern[str]) -> re.Match[str]:
-    match = pattern.fullmatch(str(case.meta(key)))
-    if match is None:
-        raise CaseError(f"{case.path}: {key}={case.meta(key)!r} is not known: expected {pattern.pattern!r}.")
-    return match
-
-
 def _dense(case: Case, name: str) -> nn.Linear:
     kernel, bias = case.tensor(f"init_{name}_kernel"), case.tensor(f"init_{name}_bias")
     layer = nn.Linear(*kernel.shape, dtype=case.dtype)
@@ -158,14 +127,11 @@ def _dense(case: Case, name: str) -> nn.Linear:
     return layer
 
 
-def _optimizer(case: Case, model: Network) -> tuple[torch.optim.Optimizer, float]:
-    name = str(case.meta("optimizer"))
+def _optimizer(case: Case, model: Network, recorded: Recorded) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if sgd := _SGD.fullmatch(name):
-        return torch.optim.SGD(parameters, lr=float(sgd[1])), case.tolerances.sgd_training
-    if adam := _ADAM.fullmatch(name):
-        return KerasAdam(parameters, *(float(number) for number in adam.groups())), case.tolerances.adam_training
-    raise CaseError(f"{case.path}: optimizer={name!r} is not known: expected SGD or tf_keras Adam.")
+    if recorded.optimizer == "SGD":
+        return torch.optim.SGD(parameters, lr=recorded.optimizer_settings[0])
+    return KerasAdam(parameters, *recorded.optimizer_settings)
 
 
 def _compare_epoch(case: Case, model: Network, epoch: str, tolerance: float) -> None:

@@ -19,6 +19,7 @@ from hesitant.methods.loading import load
 from hesitant.methods.loading import load_within as load_within
 from hesitant.methods.loading import saved_policy as saved_policy
 from hesitant.methods.mc_dropout import MCDropout
+from hesitant.methods.models_of_keras import require_module as require_module
 from hesitant.methods.outputs import OutputProbe as OutputProbe
 from hesitant.methods.outputs import Outputs as Outputs
 from hesitant.methods.outputs import log_probs_of as log_probs_of

@@ -14,6 +14,7 @@ from hesitant.methods.calibration_digest import calibration_digest
 from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.members import DeterministicMembers, require_own_weights, require_same_shapes
+from hesitant.methods.models_of_keras import require_module
 from hesitant.methods.outputs import (
     Ending,
     Outputs,
@@ -93,8 +94,7 @@ class DeepEnsemble(Tempered):
         if not members:
             raise ValueError("members is empty: expected at least one model.")
         for position, member in enumerate(members):
-            if not isinstance(member, nn.Module):
-                raise TypeError(f"members[{position}] is a {type(member).__name__}: expected a torch.nn.Module.")
+            require_module(f"members[{position}]", member)
             own = _unwrapped(member)
             twin = next((i for i, other in enumerate(members[:position]) if _unwrapped(other) is own), None)
             if twin is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hesitant.inputs import Batch
+from hesitant.methods.models_of_keras import require_module
 from hesitant.methods.outputs import (
     Ending,
     OutputProbe,
@@ -49,8 +50,7 @@ class ModelWrapper(Tempered):
 
     def __init__(self, model: nn.Module, *, temperature: float = 1.0, outputs: Outputs = "logits") -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
+        require_module("model", model)
         require_outputs_argument(outputs)
         self.model = model
         self.temperature = temperature

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from hesitant.methods import DeepEnsemble
+from hesitant.methods import DeepEnsemble, require_module
 from hesitant.training.ensemble import train_ensemble
 from hesitant.training.history import History
 from hesitant.training.loop import adamw, train
@@ -101,6 +101,7 @@ def fit(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module; of a detector, its method.")
+    require_module("model", model)
     if epochs < 1 or batch_size < 1 or gradient_accumulation_steps < 1:
         raise ValueError(
             f"epochs={epochs}, batch_size={batch_size} and gradient_accumulation_steps={gradient_accumulation_steps}"

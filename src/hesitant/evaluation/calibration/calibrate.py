@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hesitant.detection import FeatureDetector
 from hesitant.evaluation.calibration.components import Components, components_of
+from hesitant.evaluation.calibration.given_logits import Given, calibrated, components_of_given
 from hesitant.evaluation.calibration.likelihood import BOUNDS, Fit, Likelihood, fitted, likelihood
 from hesitant.evaluation.calibration.sample import Held
 from hesitant.inputs import Batch, as_class_targets, batches_in_order
 from hesitant.methods import SNGP, DeepEnsemble, Tempered
+from hesitant.prediction import Prediction
 
 __all__ = ["MEAN_FIELD_FACTORS", "Calibration", "CalibrationWarning", "calibrate"]
 
@@ -55,6 +58,21 @@ class Calibration:
     num_available: int
     bounded: bool
 
+    def prediction(self, given: Prediction | Tensor | np.ndarray, targets: Any = None) -> Prediction:
+        """The calibrated Prediction of other logits ``(B, C)`` of the model that it was fitted to, or of a Prediction.
+
+        It is `softmax(logits / (T sqrt(1 + factor * variance)))`, with the factor where the Prediction has variances.
+        For methods of hesitant nothing is to be done: they answer so by themselves.
+
+        Args:
+            given: What `calibrate` was given, of other inputs.
+            targets: `(B,)`, where they are known; those of a Prediction stay.
+
+        Raises:
+            ValueError: A logit is not finite, or a shape is wrong.
+        """
+        return calibrated(given, self.temperature, self.mean_field_factor, targets)
+
     def __repr__(self) -> str:
         """The temperature, the factor, the NLL before and after, and on how many inputs."""
         parts = [f"temperature {self.temperature:.4g}{' (not determined by the data)' if self.bounded else ''}"]
@@ -66,8 +84,8 @@ class Calibration:
 
 
 def calibrate(
-    model: Tempered | FeatureDetector,
-    data: Any,
+    model: Tempered | FeatureDetector | Given,
+    data: Any = None,
     *,
     mean_field_factors: Sequence[float] = MEAN_FIELD_FACTORS,
     batch_size: int | None = None,
@@ -112,11 +130,16 @@ def calibrate(
     those of one input (a batch whose arguments are not all tensors with an entry an input is asked whole), and the
     search takes about 6 MiB, or 40 bytes for each number of one input where that is more.
 
+    **Other frameworks.** ``calibrate(logits, targets)`` and ``calibrate(prediction)`` do the same for what a model of
+    any framework has answered, the factor with it where a Prediction has variances of its logits. Nothing is changed
+    then: ``calibration.prediction(logits)`` applies what was found.
+
     Args:
         model: A trained method, or a `FeatureDetector`, whose method is meant; it is changed in place. Its mode,
-            weights, buffers and the global random state are not.
+            weights, buffers and the global random state are not. Or logits ``(B, C)``, a tensor or an array; or a
+            `Prediction` with targets.
         data: In-domain inputs with targets, apart from those trained on: a Dataset, a DataLoader, or a tuple of
-            tensors, the targets last, as for `fit`.
+            tensors, the targets last, as for `fit`. Of logits the targets ``(B,)``; of a Prediction nothing.
         mean_field_factors: The ladder: these factors and no other, such as `(30.0,)`; `()` keeps the model's own, and
             fits the temperature alone.
         batch_size: Inputs in one forward pass; None leaves it to hesitant.
@@ -138,18 +161,23 @@ def calibrate(
     """
     if isinstance(model, FeatureDetector):
         model = model.method
-    if not isinstance(model, Tempered):
+    method: Tempered | None = None
+    if isinstance(model, Tempered):
+        method = model
+    elif not isinstance(model, (Prediction, Tensor, np.ndarray)):
         raise TypeError(f"model is a {type(model).__name__}: expected a method, such as hesitant.Deterministic(model).")
     for candidate in mean_field_factors:
         if not 0 <= candidate < math.inf:
             raise ValueError(f"mean_field_factors holds {candidate!r}: expected finite numbers of at least 0.")
-    held = _held(model, data, batch_size, seed)
-    before = _nll(held, likelihood(held, model.temperature, None))
-    processes = _processes(model)
-    ladder: list[float | None] = [*sorted(set(map(float, mean_field_factors)))] if processes else []
+    held = _held(model, data, batch_size, seed) if isinstance(model, Tempered) else _held_of_given(model, data, seed)
+    before = _nll(held, likelihood(held, 1.0 if method is None else method.temperature, None))
+    processes = [] if method is None else _processes(method)
+    with_factor = bool(processes) or (method is None and next(iter(held)).variance is not None)
+    ladder: list[float | None] = [*sorted(set(map(float, mean_field_factors)))] if with_factor else []
     factor, fit = _chosen(held, ladder or [None])
     after = fit.likelihood
-    model.temperature = after.temperature
+    if method is not None:
+        method.temperature = after.temperature
     if factor is not None:
         for process in processes:
             process.calibrate_factor(factor)
@@ -185,6 +213,16 @@ def _held(model: Tempered, data: Any, batch_size: int | None, seed: int) -> Held
     held.gather(
         (replace(batch, targets=as_class_targets(batch.targets)) for batch in batches_in_order(data, batch_size)), ask
     )
+    return _required(held)
+
+
+def _held_of_given(given: Given, targets: Any, seed: int) -> Held:
+    held = Held(seed)
+    held.append(components_of_given(given, targets))
+    return _required(held)
+
+
+def _required(held: Held) -> Held:
     if held.num_inputs == 0:
         raise ValueError("data is empty: expected at least one input.")
     if held.only_class is not None:

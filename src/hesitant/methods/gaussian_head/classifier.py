@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hesitant.methods.gaussian_head.logit_makers import makers_in_a_run, makers_in_a_trace
+from hesitant.methods.models_of_keras import require_module
 from hesitant.nn import RandomFeatureGaussianProcess
 
 # What the libraries call a classifier, and nobody else anything but one.
@@ -40,8 +41,7 @@ def find_classifier(model: nn.Module, name: str | None = None, example_input: An
         ValueError: The name is no Linear of the model, the classifier cannot be told from the model alone, an adapter
             is around it, or the model has a Gaussian process already.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
+    require_module("model", model)
     for path, module in model.named_modules():
         if isinstance(module, RandomFeatureGaussianProcess):
             raise ValueError(f"model has a Gaussian process already, at {path!r}: wrap the plain model.")

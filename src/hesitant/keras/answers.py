@@ -1,0 +1,128 @@
+"""What the methods of Keras models answer with: arrays, and a `hesitant.Prediction` where one is asked for."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from hesitant.prediction import Prediction
+
+Outputs = Literal["logits", "probabilities"]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a method answers for B inputs over C classes, as arrays.
+
+    Attributes:
+        probs: ``(B, C)``, the predictive distributions.
+        samples: ``(S, B, C)`` probabilities whose mean they are, of dropout passes or members; None of one pass.
+        logits: ``(B, C)``, before any mean-field adjustment; None of several passes.
+        logit_variance: ``(B,)``; None where there is none.
+    """
+
+    probs: np.ndarray
+    samples: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    logit_variance: np.ndarray | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """``(B,)``: the most probable class."""
+        return np.asarray(self.probs.argmax(axis=-1))
+
+    @property
+    def class_std(self) -> np.ndarray:
+        """``(B, C)``: the standard deviation of each probability over passes or members.
+
+        Raises:
+            ValueError: It is the answer of one pass.
+        """
+        if self.samples is None:
+            raise ValueError("class_std is over dropout passes or members, and this is the answer of one pass.")
+        return np.asarray(self.samples.std(axis=0))
+
+    def prediction(self, targets: Any = None) -> "Prediction":
+        """Answers the same as a `hesitant.Prediction`, with targets ``(B,)`` where they are known; imports PyTorch.
+
+        Raises:
+            ImportError: PyTorch is not installed.
+        """
+        import torch
+
+        from hesitant.prediction import Prediction
+
+        truth = None if targets is None else torch.from_numpy(np.array(targets)).reshape(-1).long()
+        if self.samples is not None:
+            return Prediction.from_samples(torch.from_numpy(self.samples), targets=truth)
+        logits = None if self.logits is None else torch.from_numpy(self.logits)
+        variance = None
+        if self.logit_variance is not None:
+            variance = torch.from_numpy(np.repeat(self.logit_variance[:, None], self.probs.shape[1], axis=1))
+        return Prediction(torch.from_numpy(self.probs), targets=truth, logits=logits, logit_variance=variance)
+
+
+def probabilities(outputs: np.ndarray, kind: Outputs) -> np.ndarray:
+    """Answers distributions ``(..., C)`` of what a model answers; one column ``z`` is the class 1 of two.
+
+    Raises:
+        ValueError: They are said to be probabilities and are none.
+    """
+    outputs = np.asarray(outputs, dtype=np.float64 if outputs.dtype == np.float64 else np.float32)
+    if kind == "probabilities":
+        if outputs.shape[-1] == 1:
+            outputs = np.concatenate([1 - outputs, outputs], axis=-1)
+        if not (outputs.min(initial=0) >= 0 and np.abs(outputs.sum(axis=-1) - 1).max(initial=0) < 1e-2):
+            raise ValueError(
+                'outputs="probabilities", but the model answers rows that are no distributions: say outputs="logits".'
+            )
+        return np.asarray(outputs / outputs.sum(axis=-1, keepdims=True))
+    if outputs.shape[-1] == 1:
+        outputs = np.concatenate([np.zeros_like(outputs), outputs], axis=-1)
+    odds = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+    return np.asarray(odds / odds.sum(axis=-1, keepdims=True))
+
+
+def as_kind(outputs: str, model: Any) -> Outputs:
+    """Answers ``outputs``, refused where it is unknown or the model's last layer shows the contrary.
+
+    Raises:
+        ValueError: As said.
+    """
+    if outputs not in ("logits", "probabilities"):
+        raise ValueError(f"outputs={outputs!r} is not known: expected 'logits' or 'probabilities'.")
+    if outputs == "logits" and _ends_in_probabilities(model):
+        raise ValueError(
+            f'model {model.name} ends in a softmax or sigmoid: say outputs="probabilities", or let it answer logits.'
+        )
+    return "logits" if outputs == "logits" else "probabilities"
+
+
+def _ends_in_probabilities(model: Any) -> bool:
+    layers = [layer for layer in getattr(model, "layers", []) if layer.weights or hasattr(layer, "activation")]
+    last = layers[-1] if layers else None
+    name = getattr(getattr(last, "activation", None), "__name__", "")
+    return name in ("softmax", "sigmoid") or type(last).__name__ == "Softmax"
+
+
+def of_hesitant(data: Any) -> "tuple[list[np.ndarray], np.ndarray | None] | None":
+    """Answers the inputs and targets of data that hesitant has made batches of, as `hesitant.compare` does, or None."""
+    if isinstance(data, (np.ndarray, dict, str, tuple)) or hasattr(data, "shape") or not isinstance(data, Iterable):
+        return None
+    if not (type(data).__module__.startswith("hesitant.") or _is_list_of_batches(data)):
+        return None
+    inputs: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    for batch in data:
+        if batch.kwargs or len(batch.args) != 1:
+            raise ValueError("a Keras model in hesitant.compare takes one input: expected data of (inputs, targets).")
+        inputs.append(np.asarray(batch.args[0]))
+        if batch.targets is not None:
+            targets.append(np.asarray(batch.targets))
+    return inputs, np.concatenate(targets) if len(targets) == len(inputs) else None
+
+
+def _is_list_of_batches(data: Any) -> bool:
+    return isinstance(data, list) and bool(data) and type(data[0]).__module__.startswith("hesitant.")
