@@ -13,7 +13,8 @@ from tests.integrations.folders import rows, saved, sngp
 
 from hesitant import Scorer
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning:ray")]
+# Ray warns of what it calls itself.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
 
 NUM_ROWS = 600
 
