@@ -195,7 +195,8 @@ def measure(name: str, rounds: int, with_compiler: bool) -> dict[str, Any]:
     build, draw, axis = MODELS[name]
     torch.manual_seed(0)
     net = build().eval()
-    sngp = hesitant.SNGP(copy.deepcopy(net), norm_bound=None).eval()
+    named = "last" if hasattr(net, "last") else None
+    sngp = hesitant.SNGP(copy.deepcopy(net), classifier=named, norm_bound=None).eval()
     sngp.fit_covariance(draw(FITTED_ON, 24))
     example, asked, one = draw(EXAMPLES, 16), draw(ASKED, 24), draw(1, 32)
     result: dict[str, Any] = {"apart": {}}

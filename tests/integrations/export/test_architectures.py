@@ -44,19 +44,23 @@ def numbers(*shape: int) -> Tensor:
 
 
 Case = tuple[Callable[[], nn.Module], Any, Any, dict[str, Any]]
-SMALL: dict[str, Case] = {
+ONE_LAYER = {"num_hidden_layers": 1}
+CASES: dict[str, Case] = {
     "lstm": (Recurrent, numbers(6, 5, 4), numbers(3, 9, 4), {"sequence_axis": 1}),
+    "bert": (
+        lambda: BertForSequenceClassification(BertConfig(**TEXT | ONE_LAYER, num_labels=3)),
+        text(6, 7), text(4, 11), {},
+    ),
     "distilbert": (
-        lambda: DistilBertForSequenceClassification(DistilBertConfig(**DISTIL, num_labels=3)),
+        lambda: DistilBertForSequenceClassification(DistilBertConfig(**DISTIL | {"n_layers": 1}, num_labels=3)),
         text(6, 7), text(4, 11), {},
     ),
     "gpt2": (
-        lambda: GPT2ForSequenceClassification(GPT2Config(**GPT, num_labels=3, bos_token_id=0, eos_token_id=0)),
+        lambda: GPT2ForSequenceClassification(
+            GPT2Config(**GPT | {"n_layer": 1}, num_labels=3, bos_token_id=0, eos_token_id=0)
+        ),
         text(6, 7), text(4, 11), {},
     ),
-}  # fmt: skip
-SLOW: dict[str, Case] = {
-    "bert": (lambda: BertForSequenceClassification(BertConfig(**TEXT, num_labels=3)), text(6, 7), text(4, 11), {}),
     "vit": (
         lambda: timm.create_model(
             "vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=24, num_classes=3, drop_rate=0.2, attn_drop_rate=0.1
@@ -64,8 +68,6 @@ SLOW: dict[str, Case] = {
         numbers(6, 3, 32, 32), numbers(3, 3, 32, 32), {},
     ),
 }  # fmt: skip
-BOTH = [*(pytest.param(SMALL[name], id=name) for name in SMALL)]
-BOTH += [pytest.param(SLOW[name], id=name, marks=pytest.mark.slow) for name in SLOW]
 
 
 def as_inputs(x: Any, path: Path) -> dict[str, Tensor]:
@@ -74,7 +76,7 @@ def as_inputs(x: Any, path: Path) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:norm_bound bounds")
-@pytest.mark.parametrize("case", BOTH)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_sngp_by_onnx_runtime_at_other_lengths(case: Case, tmp_path: Path) -> None:
     build, example, other, options = case
     torch.manual_seed(0)
@@ -89,7 +91,7 @@ def test_sngp_by_onnx_runtime_at_other_lengths(case: Case, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", BOTH)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_dropout_of_mc_dropout_survives_at_other_lengths(case: Case, tmp_path: Path) -> None:
     build, example, other, options = case
     torch.manual_seed(0)
