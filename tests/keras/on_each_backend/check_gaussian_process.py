@@ -215,6 +215,14 @@ def test_a_saved_model_answers_as_before(tmp_path):
     assert loaded.layers[-1].get_config() == with_variance.layers[-1].get_config()
 
 
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="there Keras hands it to torch.compile, for minutes")
+def test_a_model_compiled_to_the_end_counts_and_answers_as_others():
+    model = compiled(Network(), jit_compile=True)
+    model.fit(X, Y, batch_size=100, verbose=0, callbacks=[ResetCovarianceCallback()])
+    assert int(numbers(model.gp.num_seen)) == 250
+    np.testing.assert_allclose(model.predict(X, verbose=0), numbers(model(X, training=False)), atol=1e-5)
+
+
 def test_two_models_in_one_process_know_nothing_of_each_other():
     first, second = trained(Network(), epochs=1), Network(num_inducing=32)
     before = state(first)
