@@ -1,4 +1,4 @@
-"""Each backend runs its checks in one process of its own: Keras chooses one when it is imported, which takes seconds."""
+"""Each backend runs its checks in one process: Keras chooses a backend when it is imported, which takes seconds."""
 
 from pathlib import Path
 

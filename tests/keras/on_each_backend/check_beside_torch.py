@@ -157,10 +157,11 @@ def test_the_keras_recipe_answers_as_the_same_network_of_pytorch():
     np.testing.assert_allclose(keras_model.predict(x, verbose=0), plain.probs.numpy(), atol=1e-5)
     ours = MCDropout(keras_model, 400, outputs="probabilities").predict(x)
     theirs = hesitant.MCDropout(torch_model, num_samples=400).predict(torch.from_numpy(x))
-    # Other masks of the same distribution: means within five of their standard errors, deviations within a fifth.
+    # Other masks of the same distribution: means within five of their standard errors, deviations alike.
     error = np.sqrt(2 / 400) * theirs.class_std.numpy()
     assert (np.abs(ours.probs - theirs.probs.numpy()) < 5 * error + 1e-4).all()
-    np.testing.assert_allclose(ours.class_std, theirs.class_std.numpy(), rtol=0.25)
+    np.testing.assert_allclose(ours.class_std, theirs.class_std.numpy(), rtol=0.5)
+    np.testing.assert_allclose(ours.class_std.mean(), theirs.class_std.numpy().mean(), rtol=0.05)
 
 
 def test_what_would_not_answer_alike_is_refused():

@@ -1,4 +1,4 @@
-"""Saves a trained model with what it answers, or loads one and prints how far its answers are from those that were saved.
+"""Saves a trained model with what it answers, or loads one and prints how far its answers are from those.
 
 python -m tests.keras.on_each_backend.saving save|load FILE.keras
 """
