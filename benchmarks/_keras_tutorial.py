@@ -61,7 +61,11 @@ class DeepResNet(keras.Model):
 
 
 class DeepResNetSNGP(DeepResNet):
-    """The same with bounded layers and a Gaussian process at its end."""
+    """The same with bounded layers and a Gaussian process, which sums while it trains, or in an exact pass."""
+
+    def __init__(self, momentum: float | None = -1) -> None:
+        self.momentum = momentum
+        super().__init__()
 
     def make_dense(self, hidden: int) -> Any:
         """Answers one of the dense layers."""
@@ -69,7 +73,7 @@ class DeepResNetSNGP(DeepResNet):
 
     def make_output_layer(self, classes: int) -> Any:
         """Answers the last layer."""
-        return RandomFeatureGaussianProcess(classes, gp_cov_momentum=-1)
+        return RandomFeatureGaussianProcess(classes, gp_cov_momentum=self.momentum)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Answers logits."""

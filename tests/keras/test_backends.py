@@ -1,7 +1,6 @@
-"""Each backend runs its checks in a process of its own: Keras chooses one when it is imported, and TensorFlow takes
+"""Each backend runs its checks in one process: Keras chooses a backend when it is imported, which takes seconds."""
 
-seconds to come up, so that the checks of a backend share one.
-"""
+from pathlib import Path
 
 import pytest
 from tests.conformance.keras_backends import BACKENDS, run_on
@@ -22,6 +21,18 @@ def test_the_checks_hold_on_the_backend(backend: str) -> None:
     warnings = [part for warning in OF_OTHERS for part in ("-W", warning)]
     ran = run_on(backend, "-m", "pytest", *options, "--import-mode=importlib", *warnings, "tests/keras/on_each_backend")
     assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_saved_on_a_backend_answers_alike_on_all(backend: str, tmp_path: Path) -> None:
+    module, path = "tests.keras.on_each_backend.saving", str(tmp_path / "model.keras")
+    saved = run_on(backend, "-m", module, "save", path)
+    assert saved.returncode == 0, saved.stderr[-3000:]
+    for other in BACKENDS:
+        loaded = run_on(other, "-m", module, "load", path)
+        assert loaded.returncode == 0, loaded.stderr[-3000:]
+        assert float(loaded.stdout.splitlines()[-1]) < 2e-6
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -31,7 +31,7 @@ class ResetCovarianceCallback(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Resets what the epoch before, or an earlier training, has summed."""
         for layer in self._layers():
-            if layer.built and layer.gp_cov_momentum <= 0:
+            if layer.built and layer.gp_cov_momentum is not None and layer.gp_cov_momentum <= 0:
                 layer.reset_covariance_matrix()
 
     def on_test_begin(self, logs: Any = None) -> None:
@@ -42,7 +42,7 @@ class ResetCovarianceCallback(keras.callbacks.Callback):
         """Sees that the epoch has moved the precision."""
         for layer in self._layers():
             seen = numbers_of(layer.num_seen)
-            if seen is not None and int(seen) == 0:
+            if seen is not None and int(seen) == 0 and layer.gp_cov_momentum is not None:
                 raise RuntimeError(
                     f"{layer.name} has seen no training data in epoch {epoch}: its precision has not moved. Let your"
                     " model's call(self, inputs, training=None) hand training=training on to it."

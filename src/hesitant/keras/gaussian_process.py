@@ -66,7 +66,8 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
         gp_kernel_scale_trainable: Whether the optimizer learns the kernel scale, as its logarithm.
         gp_output_bias_trainable: Whether the optimizer learns the bias.
         gp_cov_momentum: Above 0: each training call forgets: ``S <- m S + sum_i w_i phi_i phi_i^T``, and P is
-            ``ridge I + S``. Otherwise nothing is forgotten.
+            ``ridge I + S``. Otherwise nothing is forgotten. None: a training call adds nothing, which makes it much
+            cheaper, and `fit_covariance` follows the training.
         gp_cov_ridge_penalty: Prior precision of the output weights.
         scale_random_features: Whether features carry sqrt(2/M), so that the prior variance is about 1.
         use_custom_random_features: False: features as Keras' RandomFourierFeatures had them, with inputs divided by
@@ -99,7 +100,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
         normalize_input: bool = False,
         gp_kernel_scale_trainable: bool = False,
         gp_output_bias_trainable: bool = False,
-        gp_cov_momentum: float = 0.999,
+        gp_cov_momentum: float | None = 0.999,
         gp_cov_ridge_penalty: float = 1.0,
         scale_random_features: bool = True,
         use_custom_random_features: bool = True,
@@ -130,9 +131,9 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
         ):
             if not 0 < number < math.inf:
                 raise ValueError(f"{name}={number} must be a positive number.")
-        if gp_cov_momentum > 1:
+        if gp_cov_momentum is not None and gp_cov_momentum > 1:
             raise ValueError(f"gp_cov_momentum={gp_cov_momentum} must be at most 1; 0 or less forgets nothing.")
-        if ridge_decay and not 0 < gp_cov_momentum < 1:
+        if ridge_decay and (gp_cov_momentum is None or not 0 < gp_cov_momentum < 1):
             raise ValueError(f"ridge_decay=True needs a momentum in (0, 1), and got {gp_cov_momentum}.")
         if gp_cov_likelihood != "gaussian" and units != 1:
             raise ValueError(f"gp_cov_likelihood={gp_cov_likelihood!r} needs units=1, and got units={units}.")
@@ -216,8 +217,12 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
         logits = self._logits(features)
         if is_kept(self):
             keep(self, self._rows(features), self._rows(logits, self.units))
-        if training:
-            self._add(ops.stop_gradient(self._rows(features)), ops.stop_gradient(self._rows(logits, self.units)))
+        if training and self.gp_cov_momentum is not None:
+            self._add(
+                self.gp_cov_momentum,
+                ops.stop_gradient(self._rows(features)),
+                ops.stop_gradient(self._rows(logits, self.units)),
+            )
         answer: list[Any] = [logits]
         if self.return_gp_cov:
             answer.append(self._unit_covariance(features) if training else self._covariance(features))
@@ -335,7 +340,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
             return features.T @ (features * p * (1 - p))
         return features.T @ (features * np.exp(logits) if self.gp_cov_likelihood == "poisson" else features)
 
-    def _add(self, features: Any, logits: Any) -> None:
+    def _add(self, momentum: float, features: Any, logits: Any) -> None:
         """Adds a batch to the precision; the factor, whatever it is, is then of another one."""
         weighted = features
         if self.gp_cov_likelihood == "binary_logistic":
@@ -345,14 +350,14 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
             weighted = features * ops.exp(logits)
         product = ops.matmul(ops.transpose(features), weighted)
         count = ops.shape(features)[0]
-        if self.gp_cov_momentum <= 0:
+        if momentum <= 0:
             self.data_precision.assign_add(product)
         elif not self.ridge_decay:
-            self.data_precision.assign(self.gp_cov_momentum * self.data_precision + product)
+            self.data_precision.assign(momentum * self.data_precision + product)
         else:
-            share = (1 - self.gp_cov_momentum) / ops.cast(count, self.exact_dtype)
-            self.data_precision.assign(self.gp_cov_momentum * self.data_precision + share * product)
-            self.ridge_weight.assign(self.gp_cov_momentum * self.ridge_weight)
+            share = (1 - momentum) / ops.cast(count, self.exact_dtype)
+            self.data_precision.assign(momentum * self.data_precision + share * product)
+            self.ridge_weight.assign(momentum * self.ridge_weight)
         self.num_seen.assign_add(ops.cast(count, "int32"))
         self.factor_state.assign([float(STALE), 1.0, 1.0])
 

@@ -103,16 +103,25 @@ def test_the_exact_pass_reads_data_in_every_form(form):
 
 
 def test_the_exact_pass_refuses_what_it_cannot_count():
-    model = Network()
+    gp = RandomFeatureGaussianProcess(2, 32, gp_cov_momentum=-1)
+    model = keras.Sequential([keras.Input((4,)), gp])
     model(X, training=True)
-    before = state(model.gp)
+    before = state(gp)
     with pytest.raises(ValueError, match="not finite"):
         fit_covariance(model, np.full_like(X, np.nan))
     with pytest.raises(ValueError, match="empty"):
         fit_covariance(model, X[:0])
     with pytest.raises(ValueError, match="RandomFeatureGaussianProcess"):
         fit_covariance(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), X)
-    assert same(before, state(model.gp))
+    assert same(before, state(gp))
+
+
+def test_without_a_momentum_training_adds_nothing_and_the_exact_pass_all():
+    model = trained(Network(gp_cov_momentum=None), callbacks=[ResetCovarianceCallback()])
+    assert int(numbers(model.gp.num_seen)) == 0
+    fit_covariance(model, X)
+    expected = exact_variance(model.gp, model.dense(X), model.dense(X))
+    np.testing.assert_allclose(numbers(model(X, return_covmat=True, training=False)[1]), expected, rtol=2e-5)
 
 
 def test_the_precision_moves_or_it_is_said():
@@ -213,6 +222,14 @@ def test_a_saved_model_answers_as_before(tmp_path):
     for ours, theirs in zip(with_variance.predict(X, verbose=0), loaded.predict(X, verbose=0), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert loaded.layers[-1].get_config() == with_variance.layers[-1].get_config()
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="there Keras hands it to torch.compile, for minutes")
+def test_a_model_compiled_to_the_end_counts_and_answers_as_others():
+    model = compiled(Network(), jit_compile=True)
+    model.fit(X, Y, batch_size=100, verbose=0, callbacks=[ResetCovarianceCallback()])
+    assert int(numbers(model.gp.num_seen)) == 250
+    np.testing.assert_allclose(model.predict(X, verbose=0), numbers(model(X, training=False)), atol=1e-5)
 
 
 def test_two_models_in_one_process_know_nothing_of_each_other():
