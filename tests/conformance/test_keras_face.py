@@ -26,6 +26,7 @@ def complaints(backend: str, paths: list[Path]) -> dict[str, str | None]:
     return {Path(name).stem: complaint for name, complaint in json.loads(ran.stdout.splitlines()[-1]).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_case_of_each_kind_is_met_and_a_disturbed_one_is_not(backend: str, tmp_path: Path) -> None:
     cases = Path(__file__).parent / "cases"

@@ -15,6 +15,7 @@ OF_OTHERS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_checks_hold_on_the_backend(backend: str) -> None:
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "python_files=check_*.py", "-o", "addopts="]

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from hesitant.methods.saving.failure import SavedModelError, naming
 from hesitant.methods.saving.folder import SavedFolder, digest_of
+from hesitant.methods.tied_tensors import with_all_names
 
 __all__ = ["DERIVED", "EXTRA", "SavedTensors", "read_tensors", "require_safetensors", "tensors_of", "write_tensors"]
 
@@ -43,6 +44,7 @@ def tensors_of(method: nn.Module) -> SavedTensors:
         ValueError: A tensor has no values yet, or is spread over workers, or holds NaN.
     """
     state: dict[str, Any] = method.state_dict()
+    with_all_names(method, state, "")
     for name, buffer in method.named_buffers(remove_duplicate=False):
         if name not in state:
             state[DERIVED + name] = buffer
