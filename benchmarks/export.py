@@ -206,11 +206,9 @@ def measure(name: str, rounds: int, with_compiler: bool) -> dict[str, Any]:
         prediction = sngp.predict(asked)
         result["apart"]["onnx_runtime"] = apart(by_onnx_runtime(path, asked), prediction)
         if with_compiler:
-            fixed = isinstance(axis, int)  # a compiled loop has one length
-            same = draw(ASKED, 16) if fixed else asked
             package = Path(folder) / "model.pt2"
-            hesitant.export(sngp, package, example, compiled=True, sequence_axis=None if fixed else axis)
-            result["apart"]["aotinductor"] = apart(compiled(package, same), sngp.predict(same))
+            hesitant.export(sngp, package, example, compiled=True, sequence_axis=axis)
+            result["apart"]["aotinductor"] = apart(compiled(package, asked), prediction)
         result["half"] = half(sngp, example, asked, axis, Path(folder))
         if name in SMALLEST:
             result |= of_several_passes(name, Path(folder))

@@ -56,23 +56,17 @@ def _has_sequence(tensor: Tensor, sequence_axis: SequenceAxis) -> bool:
 
 
 def capture(
-    module: nn.Module,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    dynamic_shapes: dict[str, Any],
-    *,
-    writes_loops_out: bool = False,
+    module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], dynamic_shapes: dict[str, Any]
 ) -> ExportedProgram:
     """Answers the program of a module, without gradients.
 
     Recurrent layers stay one operation a layer where torch can keep them (ONNX has them), so that sequences may have
-    any length; ``writes_loops_out``: they become the steps of the example's length.
+    any length.
 
     Raises:
         ValueError: It cannot be captured.
     """
-    kept = contextlib.nullcontext() if writes_loops_out else recurrent_layers_kept()
-    with quiet(), torch.no_grad(), kept:
+    with quiet(), torch.no_grad(), recurrent_layers_kept():
         try:
             return torch.export.export(module, tuple(args), kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         except Exception as error:  # of the user's code or of torch's exporter: of any kind
@@ -116,7 +110,10 @@ def _forget_dispatch() -> None:
 
 
 class LayerByLayer(TorchFunctionMode):
-    """Has recurrent networks of several layers run one after another, the dropout between them in the open."""
+    """Has recurrent networks run layer after layer, the dropout between them in the open.
+
+    AOTInductor of torch 2.14 answers wrongly for two layers in one operation.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         """Runs one function."""

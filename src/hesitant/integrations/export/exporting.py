@@ -65,7 +65,7 @@ def export(
         sequence_axis: What else than the number of inputs may differ from the example: ``"tokens"`` the length of
             integer inputs of two axes; a number that axis of every input that has it; None nothing.
         compiled: Whether a ``.pt2`` is compiled by AOTInductor for this machine, which takes a C++ compiler and a
-            minute; ``torch._inductor.aoti_load_package`` loads it.
+            minute; ``torch._inductor.aoti_load_package`` loads it, and its inputs must be contiguous.
         preprocessing: What is done to an input before the model sees it, as JSON: kept in the file's metadata.
         label_names: Of the classes, kept likewise.
 
@@ -98,8 +98,7 @@ def export(
         raise ValueError(f"masks='input': {type(method).__name__} has no dropout, and takes no masks.")
     metadata = metadata_of(prediction, method, policy, preprocessing, label_names, rates)
     kwargs, dynamic = asked.call(module.signature, given)
-    # AOTInductor of torch 2.14 answers wrongly where it meets two recurrent layers as loops.
-    program = capture(module, asked.few.args, kwargs, dynamic, writes_loops_out=compiled)
+    program = capture(module, asked.few.args, kwargs, dynamic)
     with tempfile.TemporaryDirectory(prefix=".hesitant-", dir=path.parent) as folder:
         unfinished = Path(folder) / f"model{path.suffix}"
         weights = Path(folder) / f"{path.name}.{secrets.token_hex(4)}.data"
