@@ -38,6 +38,9 @@ class KernelScale(nn.Module):
         dtype: That of the learned change.
     """
 
+    #: The buffers that move while it follows.
+    FOLLOWING = ("code", "average_code")
+
     code: Tensor
     average_code: Tensor
     decided: Tensor

@@ -62,9 +62,10 @@ class StackedWeights:
             if name not in unused
         }
         self.moving = [
-            f"{prefix}scale.code" if not prefix else f"{prefix}.scale.code"
+            f"{prefix}.scale.{name}" if prefix else f"scale.{name}"
             for prefix, module in networks[0].named_modules()
             if isinstance(module, RandomFeatureGaussianProcess) and module.scale.follows
+            for name in module.scale.FOLLOWING
         ]
         self.device = next(iter(self.parameters.values())).device
 
