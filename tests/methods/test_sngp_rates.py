@@ -38,9 +38,9 @@ def loss_after_training(model: nn.Module, rate: float) -> float:
     return sum(losses[-STEPS // 4 :]) / (STEPS // 4)
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize("rate", [0.1, 0.3])
 def test_it_trains_at_the_rates_of_the_plain_network(rate: float) -> None:
-    """A scale that shrank with the features made this 1.28 at a rate of .3, and 12.8 at 1, where the plain has 1.24."""
+    """A scale that shrank with the features made this 1.28 at a rate of .3, where the plain network has 1.16."""
     with torch.random.fork_rng():
         plain = loss_after_training(network(), rate)
         sngp = loss_after_training(SNGP(network(), norm_bound=None, generator=torch.Generator().manual_seed(0)), rate)

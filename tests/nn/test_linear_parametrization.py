@@ -82,8 +82,8 @@ def test_a_step_has_the_spread_of_the_inputs_and_the_bias_of_a_linear(spread):
     assert float(kernel.mean()) == pytest.approx(1, rel=0.05)  # of the bias, which is the same for all
 
 
-def test_small_inputs_learn_as_if_they_were_of_half_unit_deviation():
-    codes = [int(decided(inputs(spread=s)).parametrization.scale_code) for s in (1e-3, 0.5)]
+def test_small_inputs_learn_as_if_they_were_of_unit_variance():
+    codes = [int(decided(inputs(spread=s)).parametrization.scale_code) for s in (1e-3, 1.0)]
     assert (codes[0] - codes[1]) * UNIT == pytest.approx(0, abs=0.05)  # of the logarithms
 
 

@@ -118,7 +118,7 @@ class DeployedMetrics:
         out_of_domain: By name, data of inputs that are none of the classes, as ``predict`` takes it; each is an
             ``auroc_NAME``.
         num_bins: Of the ECE.
-        score: What tells them, as in :func:`hesitant.evaluation.uncertainty`. Of the logits that the Trainer has,
+        score: What tells them, as in :func:`hesitant.detection.uncertainty`. Of the logits that the Trainer has,
             ``"confidence"`` and ``"predictive_entropy"`` can be told for every method; ``"ood_score"``, ``"energy"``
             and ``"dempster_shafer"`` for SNGP and Deterministic, without an own ``ood_score`` or a temperature.
         batch_size: Inputs in one forward pass over the out-of-domain sets.

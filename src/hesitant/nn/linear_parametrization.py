@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from hesitant.nn.kernel_scale import UNIT
 
-_LEAST = 0.25  # the variance that inputs count as having, each
-
 
 class LinearParametrization(nn.Module):
     r"""Makes output weights ``w`` of what an optimizer learns, ``beta``, so that steps are as large as a Linear's.
@@ -21,13 +19,12 @@ class LinearParametrization(nn.Module):
     times as fast as what tells inputs apart, and sets the highest rate that does not diverge. With
     ``u = m / |m|``,
 
-    ``w = s (beta - (1 - r) u u^T beta)``, ``s^2 = max(D / 4, tr Var(x)) / tr Var(phi)``, ``(s r)^2 = 1 / |m|^2``
+    ``w = s (beta - (1 - r) u u^T beta)``, ``s^2 = max(D, tr Var(x)) / tr Var(phi)``, ``(s r)^2 = 1 / |m|^2``
 
-    the inputs' spread and the bias of the Linear are both matched, on average over the training data. Inputs of less
-    than half unit deviation count as of that, for a Linear learns too slowly from them; what a rectifier leaves of unit
-    variance is more (.34). Any w is made by some beta: neither the model nor its posterior over w is another one, the
-    path to the optimum alone. Source: the tangent kernel of a step, Jacot et al., "Neural Tangent Kernel", NeurIPS
-    2018, section 4.
+    the inputs' spread and the bias of the Linear are both matched, on average over the training data; inputs of less
+    than unit variance count as of unit variance, for a Linear learns too slowly from them. Any w is made by some beta:
+    neither the model nor its posterior over w is another one, the path to the optimum alone. Source: the tangent kernel
+    of a step, Jacot et al., "Neural Tangent Kernel", NeurIPS 2018, section 4.
 
     Until training data has come, s is that of features of unit variance at the median heuristic's scale, and r is 1.
     What is decided is kept in integers, as :class:`~hesitant.nn.kernel_scale.KernelScale` does and for its reason.
@@ -103,7 +100,7 @@ class LinearParametrization(nn.Module):
         feature_spread = feature_squares / count - mean_square
         if not (spread > 1e-12 * x_squares / count and feature_spread > 1e-12 * feature_squares / count):
             return False
-        scale = math.sqrt(max(spread, _LEAST * x.shape[1]) / feature_spread)
+        scale = math.sqrt(max(spread, float(x.shape[1])) / feature_spread)
         common = mean_square - feature_spread / (count - 1)  # without what the noise of so few inputs adds
         rate = min(1.0, 1 / (scale * math.sqrt(common))) if common > 0 else 1.0
         self.scale_code.fill_(round(math.log(scale) / UNIT))

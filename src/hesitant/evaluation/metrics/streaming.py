@@ -43,7 +43,7 @@ class StreamingMetrics:
 
     Args:
         num_bins: Of the ECE.
-        score: What tells out-of-domain inputs, as in :func:`uncertainty`; None keeps no scores.
+        score: What tells out-of-domain inputs, as in :func:`~hesitant.detection.uncertainty`; None keeps no scores.
         max_scores: The most scores that are kept of a set. Beyond, the AUROC is that of a uniform sample; None keeps
             all.
         seed: Of that sample; let workers have seeds of their own.
