@@ -30,13 +30,15 @@ def deep():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_bound_holds_from_the_beginning_and_through_training(optimizer):
+    keras.utils.set_random_seed(0)
     model = compiled(deep(), OPTIMIZERS[optimizer])
     bounded = [layer for layer in model.layers if isinstance(layer, SpectralNormalization)]
     assert max(map(norm_of, bounded)) < 1.02 * BOUND
     before = [norm_of(layer) for layer in bounded]
     model.fit(X, Y, epochs=5, verbose=0)
     # Keras averages what the constraint has not seen yet: as far above the bound as a step of the optimizer is long.
-    assert max(map(norm_of, bounded)) < {"large ema": 1.3, "ema": 1.05}.get(optimizer, 1.02) * BOUND
+    # One of Adam at 1e-2 moves a norm of 32 x 32 numbers by up to .32.
+    assert max(map(norm_of, bounded)) < (1.3 if "ema" in optimizer else 1.02) * BOUND
     assert [norm_of(layer) for layer in bounded] != before
     assert np.isfinite(numbers(bounded[0].u)).all()
 
