@@ -16,14 +16,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("workers")
-    in_workers("lightning_worker.py", folder)
-    return folder
+    return tmp_path_factory.mktemp("workers")
 
 
 @pytest.fixture(scope="module")
 def answers(folder: Path) -> list[dict[str, Any]]:
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return in_workers("lightning_worker.py", folder)
 
 
 def loaded(path: Any, *, norm: bool = True) -> Classifier:

@@ -15,8 +15,7 @@ from hesitant.data import digits
 
 @pytest.mark.slow
 def test_its_workers_have_one_model_fitted_to_all_data_and_one_result(tmp_path: Path) -> None:
-    in_workers("own_loop_worker.py", tmp_path)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
+    first, second = in_workers("own_loop_worker.py", tmp_path)
     assert_equal_states(first["states"], second["states"])
     assert first["metrics"] == second["metrics"]
     assert first["metrics"]["accuracy"] > 0.8

@@ -15,15 +15,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("workers")
-    in_workers("trainer_worker.py", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def answers(folder: Path) -> list[dict[str, Any]]:
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return in_workers("trainer_worker.py", tmp_path_factory.mktemp("workers"))
 
 
 def test_workers_have_one_model(answers: list[dict[str, Any]]) -> None:

@@ -5,14 +5,20 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import hesitant
 
 ROOT = Path(__file__).parents[2]
 
 
-def in_workers(script: str, folder: Path, *, workers: int = 2) -> None:
-    """Runs ``tests/integrations/SCRIPT FOLDER`` in each worker; what it prints is shown where it fails."""
+def in_workers(script: str, folder: Path, *, workers: int = 2) -> list[dict[str, Any]]:
+    """Runs ``tests/integrations/SCRIPT FOLDER`` in each worker, and answers what each has left there, by its rank.
+
+    What they print is shown where one fails.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -27,3 +33,4 @@ def in_workers(script: str, folder: Path, *, workers: int = 2) -> None:
         timeout=300,
     )
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-6000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(workers)]

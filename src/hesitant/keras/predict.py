@@ -1,6 +1,7 @@
 """Plain and SNGP models, Monte Carlo dropout and deep ensembles of Keras models, asked alike."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def predict_with_uncertainty(
     return samples.mean(axis=0), samples.std(axis=0)
 
 
-class _Method:
+class _Method(ABC):
     """What the methods share: that they answer arrays, and to hesitant's own data a Prediction with its targets."""
 
     def predict(self, x: Any, *, batch_size: int | None = None) -> Any:
@@ -49,8 +50,9 @@ class _Method:
         inputs, targets = given
         return self._answer(np.concatenate(inputs), batch_size or max(map(len, inputs))).prediction(targets)
 
+    @abstractmethod
     def _answer(self, x: Any, batch_size: int | None) -> Answer:
-        raise NotImplementedError
+        """Answers about inputs as ``model.predict`` takes them."""
 
 
 class Deterministic(_Method):
