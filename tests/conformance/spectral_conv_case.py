@@ -1,28 +1,24 @@
 """sn_conv_*: SpectralNormalizationConv2D, whose norm is always that of the SAME-padded, undilated convolution."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hesitant.nn import SpectralNormalizer
 
-from .case import Case, CaseError
+from .case import Case
 from .spectral_dense_case import project
+from .spectral_record import Pair, recorded_convolution
+from .spectral_record import recognises_convolution as recognises
 from .tolerances import DERIVED_SIGMA
 
-_Pair = tuple[int, int]
-
-
-def recognises(case: Case) -> bool:
-    """Answers whether this is a case of a convolution."""
-    return case.has("kernel_before", "u_before", "v_before", "calls")
+__all__ = ["recognises", "run"]
 
 
 class KerasConv2d(nn.Conv2d):
     """A convolution that pads as Keras does, with the odd pixel at the end, at any stride."""
 
-    def __init__(self, kernel: Tensor, bias: Tensor, stride: "_Pair", dilation: "_Pair", same: bool) -> None:
+    def __init__(self, kernel: Tensor, bias: Tensor, stride: Pair, dilation: Pair, same: bool) -> None:
         kh, kw, channels_in, channels_out = kernel.shape
         super().__init__(channels_in, channels_out, (kh, kw), stride, dilation=dilation, dtype=kernel.dtype)
         self.same = same
@@ -45,20 +41,9 @@ def run(case: Case) -> None:
     """Compares kernels, singular vectors and outputs after each recorded call."""
     tolerance = case.tolerances.spectral_conv
     kernel, x = case.tensor("kernel_before"), case.tensor("x")
-    stride, dilation = _pair(case, "strides"), _pair(case, "dilation_rate")
-    if kernel.ndim != 4 or _pair(case, "kernel_size") != tuple(kernel.shape[:2]):
-        raise CaseError(f"{case.path}: kernel_size={case.meta('kernel_size')}, but kernels are {tuple(kernel.shape)}.")
-    if tuple(case.meta("input_shape")) != tuple(x.shape):
-        raise CaseError(f"{case.path}: input_shape={case.meta('input_shape')}, but x is {tuple(x.shape)}.")
-    if case.meta("padding") not in ("same", "valid"):
-        raise CaseError(f"{case.path}: padding={case.meta('padding')!r} is not known: expected 'same' or 'valid'.")
-    if case.meta("mode") not in ("eager", "tf.function"):
-        raise CaseError(f"{case.path}: mode={case.meta('mode')!r} is not known: expected 'eager' or 'tf.function'.")
-    calls = [int(call) for call in case.array("calls")]
-    if case.meta("calls") != calls or not calls:
-        raise CaseError(f"{case.path}: calls={case.meta('calls')} in meta and {calls} in the arrays.")
+    told = recorded_convolution(case)
 
-    model = nn.Sequential(KerasConv2d(kernel, case.tensor("bias"), stride, dilation, case.meta("padding") == "same"))
+    model = nn.Sequential(KerasConv2d(kernel, case.tensor("bias"), told.strides, told.dilation, told.padding == "same"))
     normalizer = SpectralNormalizer(
         model,
         norm_bound=case.meta("norm_multiplier"),
@@ -74,9 +59,9 @@ def run(case: Case) -> None:
     case.compare("derived_operator_sigma_before", sigma, DERIVED_SIGMA)
 
     model.train()
-    for call in range(1, max(calls) + 1):
+    for call in range(1, max(told.calls) + 1):
         project(normalizer)
-        if call in calls:
+        if call in told.calls:
             u, v = normalizer.vectors()["0"]
             assert v is not None
             case.compare(f"kernel_{call}", model[0].weight.permute(2, 3, 1, 0), tolerance)
@@ -84,8 +69,3 @@ def run(case: Case) -> None:
             case.compare(f"v_{call}", v.permute(1, 2, 0)[None], tolerance)
             case.compare(f"y_{call}", model(images).permute(0, 2, 3, 1), tolerance)
     case.compare("derived_operator_sigma_last", normalizer.norms()["0"], DERIVED_SIGMA)
-
-
-def _pair(case: Case, key: str) -> _Pair:
-    value = np.broadcast_to(np.asarray(case.meta(key)), (2,))
-    return int(value[0]), int(value[1])

@@ -10,31 +10,25 @@ import keras
 from hesitant.keras import SpectralNormalization
 
 from ..case import Case, CaseError
+from ..spectral_record import kind_of_dense
+from ..spectral_record import recognises_dense as recognises
 from ..tolerances import DERIVED_SIGMA
 from .numbers import activation, numpy_of
 
-
-def recognises(case: Case) -> bool:
-    """Answers whether this is a case of a dense layer."""
-    return case.has("kernel_before_build", "u_before_build") or _is_zero_kernel(case)
+__all__ = ["recognises", "run"]
 
 
 def run(case: Case) -> None:
     """Compares the kind of record that it is."""
-    if _is_zero_kernel(case):
+    kind = kind_of_dense(case)
+    if kind == "zero kernel":
         _run_zero_kernel(case)
-    elif case.has("X", "Y"):
-        _run_build(case)
+        return
+    _run_build(case)
+    if kind == "training":
         _run_sgd_trajectory(case)
-    elif case.has("calls"):
-        _run_build(case)
-        _run_calls(case)
     else:
-        raise CaseError(f"{case.path} is neither a series of calls nor a training: {sorted(case.keys)}.")
-
-
-def _is_zero_kernel(case: Case) -> bool:
-    return case.has("u_after_build", "kernel_after_call", "u_after_call") and not case.has("kernel_before_build")
+        _run_calls(case)
 
 
 def _start(case: Case, kernel: np.ndarray, u: np.ndarray, act: Any = None) -> SpectralNormalization:
