@@ -40,6 +40,8 @@ METHODS: dict[str, Callable[[], Any]] = {
     "sngp, linear kernel": lambda: sngp(kernel="linear", kernel_scale=2.0, parametrization="standard"),
     "sngp, normalised": lambda: sngp(normalize_input=True),
     "sngp, single logit": lambda: sngp(classes=1, classifier="7", likelihood="binary_logistic"),
+    "sngp, a covariance for each class": lambda: sngp(likelihood="softmax"),
+    "sngp, one of low rank for each class": lambda: sngp(likelihood="softmax", covariance_rank=8),
     "sngp, nearest neighbours": lambda: sngp(ood_score="knn"),
     "sngp alone": lambda: fitted(hesitant.SNGP(nn.Linear(4, 3), num_inducing=64)),
     "ensemble": lambda: hesitant.DeepEnsemble([network(seed) for seed in range(3)]),

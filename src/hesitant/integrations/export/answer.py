@@ -24,7 +24,6 @@ class Answer(NamedTuple):
         distance: ``(B,)``, what a method's own detector answers as ``ood_score``.
         logit_variance: ``(B, C)``, of SNGP.
         expected_entropy: ``(B,)`` float64, the aleatoric part.
-        is_split: Whether ``expected_entropy`` is one that a ``Prediction`` has.
     """
 
     probs: Tensor
@@ -34,7 +33,6 @@ class Answer(NamedTuple):
     energy: Tensor | None = None
     distance: Tensor | None = None
     logit_variance: Tensor | None = None
-    is_split: bool = False
 
     @property
     def predictive_entropy(self) -> Tensor:
@@ -117,17 +115,15 @@ def answer_of_passes(logits: Tensor, outputs: Outputs, temperature: float, *, si
         entropy(passes, log_passes).mean(0),
         logits=mean_logits,
         energy=None if mean_logits is None else energy_of(mean_logits, single=single),
-        is_split=True,
     )
 
 
-def mixed(answers: Sequence[Answer], evidence: Sequence[Tensor] | None, *, is_split: bool) -> Answer:
+def mixed(answers: Sequence[Answer], evidence: Sequence[Tensor] | None) -> Answer:
     """Answers the mean of members' answers, each with the same weight.
 
     Args:
         answers: Of the members.
         evidence: ``(B, C)`` of each, the logits that its ``energy`` is of; None where a member has none.
-        is_split: Whether the members' parts of the uncertainty are known.
     """
     logits = energy = variance = distance = None
     if evidence is not None:
@@ -150,7 +146,6 @@ def mixed(answers: Sequence[Answer], evidence: Sequence[Tensor] | None, *, is_sp
         energy=energy,
         distance=distance,
         logit_variance=variance,
-        is_split=is_split,
     )
 
 

@@ -73,8 +73,8 @@ class DropoutGraph(nn.Module):
     @torch.no_grad()
     def _check(self, tensors: Sequence[Tensor]) -> None:
         """Requires that passes answer together what each answers by itself."""
-        drawn, once = self.drawn_masks(tensors, _CHECKED), self.program.once(tensors)
-        together = self._passes(once, _CHECKED, GraphMasks(drawn.kept, _CHECKED))
+        once, drawn = self.program.once(tensors), GraphMasks(None, _CHECKED)
+        together = self._passes(once, _CHECKED, drawn)
         parts = [[mask[index : index + 1] for mask in drawn.kept] for index in range(_CHECKED)]
         alone = torch.cat([self._passes(once, 1, GraphMasks(part, 1)) for part in parts])
         probs = [log_probs_of(output, self.outputs).exp() for output in (together, alone)]

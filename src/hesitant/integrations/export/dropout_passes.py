@@ -57,13 +57,14 @@ class DropoutPasses:
         return Repeated(self._once[node], axis, self._times)
 
     def _is_made_of_sizes(self, node: fx.Node) -> bool:
-        ahead = [node]
-        while ahead:
-            each = ahead.pop()
+        ahead, seen = [node], {node}
+        for each in ahead:
             if isinstance(self._once[each], (Tensor, tuple, list)):  # of a number the inputs' sizes alone are asked
                 if isinstance(self._program.inputs.get(each), int):
                     return False
-                ahead += each.all_input_nodes
+                before = [input for input in each.all_input_nodes if input not in seen]
+                seen.update(before)
+                ahead += before
         return True
 
     def _drop(self, node: Any) -> Any:

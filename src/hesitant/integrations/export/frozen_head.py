@@ -24,7 +24,7 @@ class FrozenHead(nn.Module):
             process is then asked about that position alone, by :meth:`posterior`.
 
     Attributes:
-        calls: What each forward was given and answered.
+        calls: What each forward was given, and the posterior that it found.
     """
 
     projection: Tensor | None
@@ -38,7 +38,7 @@ class FrozenHead(nn.Module):
         super().__init__()
         gp.factorize()
         self.carries = carries
-        self.calls: list[tuple[Tensor, GaussianLogits, Tensor]] = []
+        self.calls: list[tuple[Tensor, GaussianLogits]] = []
         self.layer_norm: Any = None if gp.layer_norm is None else in_eval_mode(gp.layer_norm)
         self.activation = gp.activation
         self.factor_of_mean_field, self.likelihood = gp.mean_field_factor, MEAN_FIELD[gp.likelihood]
@@ -65,9 +65,8 @@ class FrozenHead(nn.Module):
         if self.carries:
             return x
         gaussian = self.posterior(x)
-        output = self.mean_field(gaussian).to(x.dtype)
-        self.calls.append((x, gaussian, output))
-        return output
+        self.calls.append((x, gaussian))
+        return self.mean_field(gaussian).to(x.dtype)
 
     def posterior(self, x: Tensor) -> GaussianLogits:
         """Answers mean and variance ``(B, C)`` of the logits."""
@@ -83,7 +82,8 @@ class FrozenHead(nn.Module):
         mean = F.linear(features, self.weights, self.bias)
         factor = dataclasses.replace(self.factor, columns=self.columns)
         variance = factor.variance(features) * self.scale
-        return GaussianLogits(mean, variance.unsqueeze(-1).expand_as(mean))
+        variance = variance.unsqueeze(-1) if variance.ndim == 1 else variance  # of one for all classes, or each
+        return GaussianLogits(mean, variance.expand_as(mean))
 
     def mean_field(self, gaussian: GaussianLogits) -> Tensor:
         """Answers the mean-field logits ``(B, C)``."""

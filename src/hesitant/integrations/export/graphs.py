@@ -101,7 +101,7 @@ class SNGPGraph(nn.Module):
         else:
             if len(self.head.calls) != 1:
                 raise ValueError(f"the model ran its classifier {len(self.head.calls)} times in one forward pass.")
-            features, gaussian, _ = self.head.calls.pop()
+            features, gaussian = self.head.calls.pop()
         output = require_rows(output, None, self.model)
         mean, variance = gaussian.mean.reshape(output.shape), gaussian.variance.reshape(output.shape)
         evidence = output if self.outputs == "logits" else self.head.mean_field(gaussian).reshape(output.shape)
@@ -135,7 +135,6 @@ class EnsembleGraph(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.temperatures: list[float] = [method.temperature for method in methods]
-        self.is_sampled = [not isinstance(method, (SNGP, DeepEnsemble)) for method in methods]
 
     def forward(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], temperature: float, masks: Iterator[Tensor] | None
@@ -151,5 +150,4 @@ class EnsembleGraph(nn.Module):
             elif evidence is not None:
                 shrunk = member.evidence(answer, temperature * own) if isinstance(member, SNGPGraph) else answer.logits
                 evidence.append(shrunk)
-        is_split = all(answer.is_split or plain for answer, plain in zip(answers, self.is_sampled, strict=True))
-        return mixed(answers, evidence, is_split=is_split)
+        return mixed(answers, evidence)

@@ -1,9 +1,7 @@
 """What a file says of itself, as texts by name."""
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -54,7 +52,5 @@ def metadata_of(
     if dropout_rates:
         found["dropout_rates"] = json.dumps(list(dropout_rates))
     if policy is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            policy.save(Path(folder) / "policy.json")
-            found["policy"] = (Path(folder) / "policy.json").read_text("utf-8")
+        found["policy"] = json.dumps(policy.saved_content(), indent=2, allow_nan=False) + "\n"
     return found
