@@ -10,7 +10,7 @@ through data in an order of its own (``training_loader``, ``member_loader``), th
 from hesitant.inputs.batch import Batch, map_tensors, num_inputs, tensors_of
 from hesitant.inputs.collate import as_batch
 from hesitant.inputs.data import Rows, batches, understood
-from hesitant.inputs.data_sample import data_sample
+from hesitant.inputs.data_sample import data_sample, require_num_inputs
 from hesitant.inputs.numbers import as_class_targets, as_targets
 from hesitant.inputs.repeatable import RepeatableData
 from hesitant.inputs.split import split
@@ -32,6 +32,7 @@ __all__ = [
     "member_loader",
     "num_inputs",
     "over",
+    "require_num_inputs",
     "rows_of",
     "several_workers",
     "shared_batches",

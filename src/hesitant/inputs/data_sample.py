@@ -9,6 +9,12 @@ from hesitant.inputs.data import Data, Examples, Loader, Rows, understood
 from hesitant.inputs.worker_shares import over
 
 
+def require_num_inputs(num_inputs: int | None) -> None:
+    """Raises ValueError for a sample of less than one input; None is all."""
+    if num_inputs is not None and num_inputs < 1:
+        raise ValueError(f"num_inputs={num_inputs} must be at least 1, or None for all inputs.")
+
+
 def data_sample(data: Any, num_inputs: int, seed: int) -> tuple[Data, float]:
     """Answers a uniform sample of data, without replacement, and how many inputs each of it stands for, ``N / n``.
 
@@ -23,8 +29,7 @@ def data_sample(data: Any, num_inputs: int, seed: int) -> tuple[Data, float]:
     Raises:
         ValueError: ``num_inputs`` is below 1, or the data has no length, or a Dataset gives whole batches.
     """
-    if num_inputs < 1:
-        raise ValueError(f"num_inputs={num_inputs} must be at least 1, or None for all inputs.")
+    require_num_inputs(num_inputs)
     kind = understood(data)
     loader = kind.loader if isinstance(kind, Loader) else None
     if isinstance(kind, (Rows, Examples)):

@@ -1,17 +1,15 @@
 """What the callbacks of training loops share: when asked, the covariance of every SNGP in a model is that of now."""
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from hesitant.inputs import over, several_workers
-from hesitant.methods import SNGP, forget_calibrations, share_weights
+from hesitant.inputs import over, require_num_inputs, several_workers
+from hesitant.methods import SNGP, forget_calibrations, random_state_kept, share_weights
 
 
 class CovarianceFits:
@@ -25,8 +23,7 @@ class CovarianceFits:
     """
 
     def __init__(self, data: Any, batch_size: int | None, num_inputs: int | None, seed: int) -> None:
-        if num_inputs is not None and num_inputs < 1:
-            raise ValueError(f"num_inputs={num_inputs} must be at least 1, or None for all inputs.")
+        require_num_inputs(num_inputs)
         self.data, self.batch_size, self.num_inputs, self.seed = data, batch_size, num_inputs, seed
         self._paused = False  # whether something was fitted since training went on
 
@@ -125,11 +122,6 @@ def all_of(loader: Any) -> "DataLoader[Any]":
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Lets data and models draw within, and puts global generators back; what is made can be trained on."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+    devices = [torch.device("cuda", torch.cuda.current_device())] if torch.cuda.is_initialized() else []
+    with random_state_kept(devices), torch.inference_mode(False), torch.no_grad():
+        yield

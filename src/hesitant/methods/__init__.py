@@ -26,6 +26,7 @@ from hesitant.methods.outputs import log_probs_of as log_probs_of
 from hesitant.methods.outputs import logits_of as logits_of
 from hesitant.methods.outputs import require_rows as require_rows
 from hesitant.methods.random_state import derived_seed as derived_seed
+from hesitant.methods.random_state import random_state_kept as random_state_kept
 from hesitant.methods.replica import in_eval_mode as in_eval_mode
 from hesitant.methods.replica import replica as replica
 from hesitant.methods.saving import ArchitectureWarning, SavedModelError

@@ -17,6 +17,7 @@ from hesitant.methods.gaussian_head import (
     fit_by_a_pass,
     gathered_answers,
     gaussian_process_in,
+    laplace_prefix,
     monte_carlo,
     neighbors_for,
     prepare_for_sums,
@@ -157,7 +158,7 @@ class SNGP(ModelWrapper):
         self.register_load_state_dict_post_hook(_factor_what_was_loaded)
         # Sums over workers are made explicitly; a broadcast of rank 0's at every forward would be wrong and slow.
         self._ddp_params_and_buffers_to_ignore = [
-            *(f"{self._laplace_prefix('model.')}{n}" for n, _ in gp.laplace.named_buffers() if n != "directions"),
+            *(f"model.{self._laplace_prefix()}{n}" for n, _ in gp.laplace.named_buffers() if n != "directions"),
             "neighbors.inputs",
         ]
 
@@ -400,9 +401,8 @@ class SNGP(ModelWrapper):
         """Marks the covariance stale if the weights are not, to the bit, those that it was fitted with."""
         self.fitted_weights.settle(self.model, self.gp.laplace, self._laplace_prefix())
 
-    def _laplace_prefix(self, prefix: str = "") -> str:
-        path = self._place[0]
-        return f"{prefix}{path}.laplace." if path else f"{prefix}laplace."
+    def _laplace_prefix(self) -> str:
+        return laplace_prefix(self.model, self.classifier_name)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SNGP":
         # A cast rounds the weights and is no training: what was fitted before it is fitted after it.

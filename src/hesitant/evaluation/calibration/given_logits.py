@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hesitant.evaluation.calibration.components import Components
+from hesitant.nn import mean_field_logits
 from hesitant.prediction import Prediction, UnavailableError, as_finite, as_floating, two_class_logits
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def calibrated(
     """Answers ``softmax(logits / (T sqrt(1 + factor variance)))``."""
     logits, variance = _parts(given)
     scaled = logits / temperature
-    if variance is not None and factor is not None:
-        scaled = scaled / torch.sqrt(1 + factor * variance)
+    if variance is not None:
+        scaled = mean_field_logits(scaled, variance, factor)
     known = given.targets if isinstance(given, Prediction) and targets is None else targets
     truth = None if known is None else torch.as_tensor(known)
     return Prediction.from_logits(scaled, targets=truth, mean_logits=logits, logit_variance=variance)

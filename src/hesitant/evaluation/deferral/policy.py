@@ -306,11 +306,15 @@ class DeferralPolicy:
         Raises:
             OSError: it cannot be written.
         """
+        write_text(path, json.dumps(self.saved_content(), indent=2, allow_nan=False) + "\n")
+
+    def saved_content(self) -> dict[str, Any]:
+        """What `save` writes, for who saves it among other things: as JSON, by which `load` knows it again."""
         content: dict[str, Any] = {"format": "hesitant.DeferralPolicy", "version": _VERSION, **asdict(self)}
         for name in _MAY_BE_INFINITE:
             if math.isinf(content[name]):
                 content[name] = "inf"  # JSON has no such number
-        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        return content
 
     @classmethod
     def load(cls, path: str | Path) -> "DeferralPolicy":

@@ -55,7 +55,7 @@ def ece(prediction: Prediction, targets: "Tensor | ArrayLike | None" = None, num
         ValueError: there are no inputs or no targets, the targets do not fit, or `num_bins` is below 1.
     """
     bins = ConfidenceBins(num_bins)
-    bins.add(prediction, targets)
+    bins.add(confidences_and_hits(prediction, targets))
     return bins.ece()
 
 
@@ -124,15 +124,22 @@ def reliability(
         TypeError: `targets` are not integers.
         ValueError: there are no inputs or no targets, the targets do not fit, or `num_bins` is below 1.
     """
-    confidence, hit = confidences_and_hits(prediction, targets)
+    counted = confidences_and_hits(prediction, targets)
+    confidence, hit = counted
     edges = _equal_masses(confidence, num_bins) if adaptive else _equal_widths(num_bins)
     counts, sum_of_confidences, sum_of_hits = _sums(confidence, hit, edges)
+    if adaptive:
+        error = _error(sum_of_confidences, sum_of_hits, len(hit))
+    else:
+        bins = ConfidenceBins(num_bins)
+        bins.add(counted)
+        error = bins.ece()
     return Reliability(
         edges=edges,
         counts=counts,
         accuracy=sum_of_hits / counts,
         confidence=sum_of_confidences / counts,
-        ece=(adaptive_ece if adaptive else ece)(prediction, targets, num_bins),
+        ece=error,
     )
 
 
@@ -149,26 +156,31 @@ class ConfidenceBins:
     def __init__(self, num_bins: int = 15) -> None:
         self._edges = _equal_widths(num_bins)
         self._confidences, self._hits = ExactSums(num_bins), [0] * num_bins
-        self._num_inputs = 0
+        self.num_inputs = 0
 
-    def add(self, prediction: Prediction, targets: "Tensor | ArrayLike | None") -> None:
-        """Adds predictions, whose errors are those of `ece`."""
-        confidence, hit = confidences_and_hits(prediction, targets)
+    @property
+    def num_right(self) -> int:
+        """How many inputs had the label that is their target."""
+        return sum(self._hits)
+
+    def add(self, confidences_and_hits: Tensor) -> None:
+        """Adds inputs by their `(2, B)` confidences and hits."""
+        confidence, hit = confidences_and_hits
         places = _places(confidence, self._edges)
         self._confidences.add(confidence, places)
         counted = torch.bincount(places, weights=hit, minlength=len(self._hits))
         self._hits = [before + int(more) for before, more in zip(self._hits, counted.tolist(), strict=True)]
-        self._num_inputs += len(prediction)
+        self.num_inputs += len(hit)
 
     def merge(self, other: "ConfidenceBins") -> None:
         """Adds what another has counted."""
         self._confidences.merge(other._confidences)
         self._hits = [mine + its for mine, its in zip(self._hits, other._hits, strict=True)]
-        self._num_inputs += other._num_inputs
+        self.num_inputs += other.num_inputs
 
     def ece(self) -> float:
         """`ece` of all predictions that were added, of which there is one at least."""
-        return min(self._confidences.mean_gap(self._hits, self._num_inputs), 1.0)
+        return min(self._confidences.mean_gap(self._hits, self.num_inputs), 1.0)
 
 
 def confidences_and_hits(prediction: Prediction, targets: "Tensor | ArrayLike | None") -> Tensor:

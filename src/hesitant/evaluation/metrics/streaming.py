@@ -7,10 +7,11 @@ from torch import Tensor
 
 from hesitant.detection import Score, uncertainty
 from hesitant.evaluation.metrics.arguments import known_targets
-from hesitant.evaluation.metrics.calibration_error import ConfidenceBins
-from hesitant.evaluation.metrics.classification import hits, log_losses, squared_errors
+from hesitant.evaluation.metrics.calibration_error import ConfidenceBins, confidences_and_hits
+from hesitant.evaluation.metrics.classification import log_losses, squared_errors
 from hesitant.evaluation.metrics.detection import auroc
 from hesitant.evaluation.metrics.exact_sums import ExactSums
+from hesitant.inputs import several_workers
 from hesitant.nn import UniformSample
 from hesitant.prediction import Prediction
 
@@ -60,9 +61,13 @@ class StreamingMetrics:
         self.num_bins, self.score, self.max_scores, self.seed = num_bins, score, max_scores, seed
         self.reset()
 
+    @property
+    def num_inputs(self) -> int:
+        """How many in-domain predictions were added."""
+        return self._bins.num_inputs
+
     def reset(self) -> None:
         """Forgets all predictions."""
-        self.num_inputs, self._right = 0, 0
         self._log_losses, self._squared_errors = ExactSums(), ExactSums()
         self._bins = ConfidenceBins(self.num_bins)
         self._in_domain = self._sample()
@@ -82,11 +87,9 @@ class StreamingMetrics:
         """
         known = known_targets(prediction, targets)
         scores = None if self.score is None else uncertainty(prediction, self.score).cpu()
-        self._right += int(hits(prediction, known).sum())
         self._log_losses.add(log_losses(prediction, known))
         self._squared_errors.add(squared_errors(prediction, known))
-        self._bins.add(prediction, known)
-        self.num_inputs += len(prediction)
+        self._bins.add(confidences_and_hits(prediction, known))
         if scores is not None:
             self._in_domain.add(scores.unsqueeze(1))
 
@@ -113,8 +116,6 @@ class StreamingMetrics:
                 raise ValueError(
                     f"{option} is {mine!r} here and {its!r} there, expected the same: what is summed differs"
                 )
-        self.num_inputs += other.num_inputs
-        self._right += other._right
         self._log_losses.merge(other._log_losses)
         self._squared_errors.merge(other._squared_errors)
         self._bins.merge(other._bins)
@@ -128,15 +129,12 @@ class StreamingMetrics:
         In a run of one worker that is a copy. A sampler that fills workers' shares up to one length counts some inputs
         twice: then so do the metrics.
         """
-        several = dist.is_available() and dist.is_initialized()
-        everyone: list[StreamingMetrics | None] = [None] * (dist.get_world_size() if several else 1)
-        if several:
+        everyone = [self]
+        if several_workers():
+            everyone *= dist.get_world_size()
             dist.all_gather_object(everyone, self)
-        else:
-            everyone = [self]
         merged = StreamingMetrics(num_bins=self.num_bins, score=self.score, max_scores=self.max_scores, seed=self.seed)
         for metrics in everyone:
-            assert metrics is not None
             merged.merge(metrics)
         return merged
 
@@ -149,7 +147,7 @@ class StreamingMetrics:
         if self.num_inputs == 0:
             raise ValueError("there are no in-domain predictions, expected at least 1: update(prediction) first")
         answer = {
-            "accuracy": self._right / self.num_inputs,
+            "accuracy": self._bins.num_right / self.num_inputs,
             "nll": self._log_losses.mean(self.num_inputs),
             "brier": self._squared_errors.mean(self.num_inputs),
             "ece": self._bins.ece(),

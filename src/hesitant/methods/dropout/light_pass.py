@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from hesitant.methods.dropout.interception import Met, Role, intercepted, plain
+from hesitant.methods.dropout.interception import Met, Role, intercepted
 from hesitant.methods.dropout.masks_ahead import MasksOfSome
 from hesitant.methods.dropout.operations import (
     draw_otherwise,
@@ -18,8 +18,8 @@ from hesitant.methods.dropout.operations import (
     layer_by_layer,
     written_by,
 )
-from hesitant.methods.dropout.watched_pass import ModelWrittenError, WatchedPass
-from hesitant.methods.operation_calls import address, tensors_in
+from hesitant.methods.dropout.watched_pass import WatchedPass, require_unguarded
+from hesitant.methods.operation_calls import tensors_in
 
 
 class LightPass:
@@ -37,8 +37,7 @@ class LightPass:
     """
 
     def __init__(self, masks: MasksOfSome, guarded: Callable[[], set[int]]) -> None:
-        self.masks, self._guarded_now = masks, guarded
-        self._guards: set[int] | None = None
+        self.masks, self._guarded = masks, guarded
         self.drew = False
         self.wrote: set[int] = set()
 
@@ -50,7 +49,7 @@ class LightPass:
         """Runs one operation."""
         role = met.role
         if role is Role.WRITES:
-            self._require_unguarded(args[0])
+            require_unguarded(args[0], self._guarded(), self.wrote)
             return met.run(*args, **kwargs)
         if role is Role.LOOKS:
             return met.run(*args, **kwargs)
@@ -59,7 +58,7 @@ class LightPass:
             self.drew = True
             return self.masks.dropped(args[0], float(args[1]))
         for tensor in written_by(func, args, kwargs):
-            self._require_unguarded(tensor)
+            require_unguarded(tensor, self._guarded(), self.wrote)
         if not draws(func, args, kwargs):
             return met.run(*args, **kwargs)
         self.drew = True
@@ -71,25 +70,12 @@ class LightPass:
             return args[0].copy_(self.masks.dropped(args[0], float(args[1])))
         return self._watched(func, args, kwargs) if is_dropout(func) else draw_otherwise(func, args, kwargs, self.masks)
 
-    @property
-    def _guarded(self) -> set[int]:
-        if self._guards is None:
-            self._guards = self._guarded_now()
-        return self._guards
-
     def _watched(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        watch = WatchedPass(self.masks, self._guarded)
+        watch = WatchedPass(self.masks, self._guarded())
         try:
             return watch.call(func, args, kwargs)
         finally:
             self.wrote |= watch.wrote
-
-    def _require_unguarded(self, tensor: Tensor) -> None:
-        """Raises where the pass may not write, as :meth:`WatchedPass.guard` does."""
-        memory = address(plain(tensor))
-        if memory in self._guarded:
-            self.wrote.add(memory)
-            raise ModelWrittenError
 
 
 def _is_transformed(tensor: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch._C import _functorch
 from torch._functorch.vmap import vmap_increment_nesting
 from torch._ops import OpOverload
 
-from hesitant.methods.dropout.interception import APART, Met, Role, intercepted, plain
+from hesitant.methods.dropout.interception import APART, Met, Role, intercepted
 from hesitant.methods.dropout.masks import Mask, Masks
 from hesitant.methods.dropout.masks_ahead import MasksAhead
 from hesitant.methods.dropout.operations import (
@@ -31,8 +31,8 @@ from hesitant.methods.dropout.operations import (
     written_by,
 )
 from hesitant.methods.dropout.replay import OtherCourseError
-from hesitant.methods.dropout.watched_pass import ModelWrittenError
-from hesitant.methods.operation_calls import Place, address, map_call, tensors_in
+from hesitant.methods.dropout.watched_pass import require_unguarded
+from hesitant.methods.operation_calls import Place, map_call, tensors_in
 from hesitant.methods.outputs import logits_of
 
 
@@ -52,8 +52,7 @@ class VectorizedPasses:
     """
 
     def __init__(self, ahead: MasksAhead, passes: Sequence[int], guarded: Callable[[], set[int]]) -> None:
-        self._ahead, self._passes, self._guarded_now = ahead, passes, guarded
-        self._guards: set[int] | None = None
+        self._ahead, self._passes, self._guarded = ahead, passes, guarded
         self._masks = ahead.of(*passes)
         self._each: list[Masks] = []
         self._level = -1
@@ -81,12 +80,6 @@ class VectorizedPasses:
 
     # ---------------------------------------------------------------- inside
 
-    @property
-    def _guarded(self) -> set[int]:
-        if self._guards is None:
-            self._guards = self._guarded_now()
-        return self._guards
-
     def _meet(self, met: Met, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Answers one operation."""
         role, func = met.role, met.func
@@ -96,10 +89,7 @@ class VectorizedPasses:
         if role is Role.LOOKS:
             return self._look(func, args[0])
         for tensor in (args[0],) if role is Role.WRITES else written_by(func, args, kwargs):
-            memory = address(plain(tensor))
-            if memory in self._guarded:
-                self.wrote.add(memory)
-                raise ModelWrittenError
+            require_unguarded(tensor, self._guarded(), self.wrote)
             if not _is_several(tensor) and any(map(_is_several, args[1:])):  # sooner than functorch would say so
                 raise OtherCourseError(f"{func} would write to what is the same in all passes")
         if role is Role.WRITES:

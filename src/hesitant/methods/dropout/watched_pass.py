@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hesitant.methods.dropout.interception import unseen
+from hesitant.methods.dropout.interception import plain, unseen
 from hesitant.methods.dropout.masks import Masks
 from hesitant.methods.dropout.operations import (
     Layout,
@@ -25,6 +26,14 @@ from hesitant.methods.operation_calls import address
 
 class ModelWrittenError(Exception):
     """A pass was about to write to what belongs to the model, or to the caller; see :attr:`WatchedPass.wrote`."""
+
+
+def require_unguarded(tensor: Tensor, guarded: set[int], wrote: set[int]) -> None:
+    """Raises, and notes it in ``wrote``, if a tensor that is about to be written to lies where that may not be."""
+    memory = address(plain(tensor))
+    if memory in guarded:
+        wrote.add(memory)
+        raise ModelWrittenError
 
 
 class WatchedPass(TorchDispatchMode):
@@ -72,9 +81,7 @@ class WatchedPass(TorchDispatchMode):
     def guard(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raises if the operation is about to write where it may not: whoever runs the pass gives it copies."""
         for tensor in written_by(func, args, kwargs):
-            if address(tensor) in self._guarded:
-                self.wrote.add(address(tensor))
-                raise ModelWrittenError
+            require_unguarded(tensor, self._guarded, self.wrote)
 
     def run(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], layout: Layout) -> Any:
         """Answers an operation that draws, from the masks."""

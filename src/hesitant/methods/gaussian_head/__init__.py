@@ -11,7 +11,7 @@ forward of training, with the penalty in a loss of the model's own (``penalized`
 saved. Only the methods call them; ``CovarianceSums`` is for users.
 """
 
-from hesitant.methods.gaussian_head.classifier import find_classifier, gaussian_process_in
+from hesitant.methods.gaussian_head.classifier import find_classifier, gaussian_process_in, laplace_prefix
 from hesitant.methods.gaussian_head.classifier_start import ReplacedClassifier
 from hesitant.methods.gaussian_head.covariance_pass import fit_by_a_pass, prepare_for_sums
 from hesitant.methods.gaussian_head.covariance_sums import CovarianceSums
@@ -39,6 +39,7 @@ __all__ = [
     "fit_by_a_pass",
     "gathered_answers",
     "gaussian_process_in",
+    "laplace_prefix",
     "monte_carlo",
     "neighbors_for",
     "prepare_for_sums",

@@ -204,6 +204,12 @@ def gaussian_process_in(model: nn.Module, name: str) -> tuple[str, RandomFeature
     )
 
 
+def laplace_prefix(model: nn.Module, name: str) -> str:
+    """Answers the prefix, within the model, of the buffers of its Gaussian process's covariance."""
+    path = gaussian_process_in(model, name)[0]
+    return f"{path}.laplace." if path else "laplace."
+
+
 def _idle_copies(model: nn.Module) -> set[int]:
     """Answers the ids of the modules that stand in the model and never run, as another copy does."""
     idle: set[int] = set()

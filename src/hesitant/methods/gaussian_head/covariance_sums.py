@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hesitant.inputs import Batch, batches, several_workers
-from hesitant.methods.gaussian_head.classifier import gaussian_process_in
+from hesitant.methods.gaussian_head.classifier import laplace_prefix
 from hesitant.methods.gaussian_head.features import features_that_count
 from hesitant.methods.gaussian_head.fitted_weights import FittedWeights
 from hesitant.methods.gaussian_head.neighbors import absorb_all_workers, recalled
@@ -91,7 +91,9 @@ class CovarianceSums:
         require_exact(gp)
         self._owner: OwnerOfSums | None = model
         self._seed = seed
-        self._weights = SummedWeights.of(model.model, self._path_in(model), gp, model.neighbors)
+        self._weights = SummedWeights.of(
+            model.model, laplace_prefix(model.model, model.classifier_name), gp, model.neighbors
+        )
         self._total: Tensor = torch.zeros_like(gp.laplace.data_precision)
         self._count = 0
         self._sample: UniformSample | None = None
@@ -110,7 +112,7 @@ class CovarianceSums:
             TypeError: The model is no SNGP.
         """
         sums = cls(model, seed=seed)
-        model.fitted_weights.settle(model.model, model.gp.laplace, cls._path_in(model))
+        model.fitted_weights.settle(model.model, model.gp.laplace, laplace_prefix(model.model, model.classifier_name))
         model.gp.laplace.require_fitted("CovarianceSums.fitted")
         sums._weights.take()
         sums._total = model.gp.laplace.data_precision.clone()
@@ -248,7 +250,7 @@ class CovarianceSums:
         owner.gp.replace_covariance(self._total, self._count)
         if owner.neighbors is not None and self._sample is not None:
             owner.neighbors.replace(self._sample.kept()[0])
-        owner.fitted_weights.note(owner.model, self._path_in(owner))
+        owner.fitted_weights.note(owner.model, laplace_prefix(owner.model, owner.classifier_name))
 
     @torch.no_grad()
     def add(self, given: Iterable[Batch], sign: Literal[1, -1] = 1) -> None:
@@ -274,7 +276,7 @@ class CovarianceSums:
             untouched = False
             self._settle_nothing(largest)
             if owner.neighbors is not None:
-                self._keep(features.flatten(0, -2).float(), owner.neighbors.max_inputs, sign)
+                self._keep(features.flatten(0, -2).float(), owner.neighbors, sign)
         self._is_whole = True
 
     def __reduce__(self) -> tuple[Any, tuple[bytes]]:
@@ -285,19 +287,13 @@ class CovarianceSums:
 
     # ---------------------------------------------------------------- inside
 
-    @staticmethod
-    def _path_in(owner: OwnerOfSums) -> str:
-        """Answers the prefix of the covariance's own buffers."""
-        path = gaussian_process_in(owner.model, owner.classifier_name)[0]
-        return f"{path}.laplace." if path else "laplace."
-
-    def _keep(self, features: Tensor, limit: int, sign: Literal[1, -1]) -> None:
+    def _keep(self, features: Tensor, neighbors: NearestNeighbors, sign: Literal[1, -1]) -> None:
         if sign < 0:
             if self._sample is not None:
                 self._sample.discard(features)
             return
         if self._sample is None:
-            self._sample = UniformSample(limit, self._sample_seed(int(bit_sum(features))))
+            self._sample = neighbors.sample(self._sample_seed(int(bit_sum(features))))
         self._sample.add(features)
 
     def _sample_seed(self, from_data: int) -> int:

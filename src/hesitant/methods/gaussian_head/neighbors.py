@@ -37,7 +37,7 @@ def recalled(neighbors: NearestNeighbors, count: int, seed: int) -> UniformSampl
     distributed as the n-th of ``count`` uniform numbers, the others are uniform below it.
     """
     generator, rows = np.random.default_rng(seed), neighbors.inputs
-    sample, kept = UniformSample(neighbors.max_inputs, seed), len(rows)
+    sample, kept = neighbors.sample(seed), len(rows)
     bound = 1.0 if count <= kept else float(generator.beta(kept, count - kept + 1))
     keys = generator.random(kept) * bound
     if count > kept > 0:

@@ -16,7 +16,7 @@ from hesitant.methods.saving.folder import CONFIG, FORMAT
 __all__ = ["NewSave", "saving_into"]
 
 # What a save writes beside config.json: under names of its own, that no other save has.
-_OWN = re.compile(r"(model|preprocessing|policy)-[0-9a-f]{16}(-\d{5}-of-\d{5})?(\.safetensors|\.json)?")
+_OWN = re.compile(r"(model|preprocessing)-[0-9a-f]{16}(-\d{5}-of-\d{5})?(\.safetensors|\.json)?")
 _UNFINISHED: Final = re.compile(r"\.hesitant-[0-9a-f]{16}\.unfinished")
 
 

@@ -6,6 +6,7 @@ new ones under new names, and then puts its ``config.json`` in place of the old,
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,11 +14,12 @@ from typing import Any, Final
 from hesitant.files import parse_json
 from hesitant.methods.saving.failure import SavedModelError
 
-__all__ = ["CONFIG", "FORMAT", "VERSION", "SavedFolder", "digest_of"]
+__all__ = ["AGAIN", "CONFIG", "FORMAT", "VERSION", "SavedFolder", "entry_of"]
 
 CONFIG: Final = "config.json"
 FORMAT: Final = "hesitant"
 VERSION: Final = 1
+AGAIN: Final = "save the model again, or get the folder anew from where it came."
 
 _MOST_BYTES: Final = 2**24  # of config.json: a transformers config with the names of 100,000 classes
 _AT_ONCE: Final = 2**22
@@ -67,15 +69,15 @@ class SavedFolder:
         try:
             real = path.resolve(strict=True)
         except (FileNotFoundError, NotADirectoryError):
-            raise SavedModelError(f"{path} is missing: {self._again()}") from None
+            raise SavedModelError(f"{path} is missing: {AGAIN}") from None
         except (OSError, RuntimeError) as error:  # links in a circle
-            raise SavedModelError(f"{path} cannot be followed ({error}): {self._again()}") from error
+            raise SavedModelError(f"{path} cannot be followed ({error}): {AGAIN}") from error
         if not real.is_relative_to(self.root):
             raise SavedModelError(
                 f"{path} is a link to {real}, out of the folder, which is not followed: copy the file to its place."
             )
         if not real.is_file():
-            raise SavedModelError(f"{path} is no regular file: {self._again()}")
+            raise SavedModelError(f"{path} is no regular file: {AGAIN}")
         return real
 
     def config(self) -> dict[str, Any]:
@@ -89,12 +91,12 @@ class SavedFolder:
         try:
             config = parse_json(text.decode("utf-8"))
         except ValueError as error:  # of JSON or of UTF-8
-            raise SavedModelError(f"{path} is damaged ({error}): {self._again()}") from error
+            raise SavedModelError(f"{path} is damaged ({error}): {AGAIN}") from error
         if not isinstance(config, dict) or config.get("format") != FORMAT:
             raise SavedModelError(f"{path} {_whose(config)}")
         version = config.get("format_version")
         if type(version) is not int or version < 1:
-            raise SavedModelError(f"{path} has format_version {version!r}, expected {VERSION}: {self._again()}")
+            raise SavedModelError(f"{path} has format_version {version!r}, expected {VERSION}: {AGAIN}")
         if version > VERSION:
             saved_by = config.get("versions")
             by = saved_by.get("hesitant") if isinstance(saved_by, dict) else None
@@ -114,36 +116,37 @@ class SavedFolder:
             content = file.read(most + 1)
         if len(content) > most:
             raise SavedModelError(
-                f"{self.path.joinpath(*names)} has more than {most} bytes, too large for {of}: {self._again()}"
+                f"{self.path.joinpath(*names)} has more than {most} bytes, too large for {of}: {AGAIN}"
             )
         return content
 
-    def require_digest(self, *names: str, digest: Any, size: Any) -> Path:
-        """Answers a file, if its bytes are those that were written.
+    def require_entry(self, *names: str, entry: Mapping[str, Any]) -> Path:
+        """Answers a file, if its bytes are those of its :func:`entry_of`.
 
         Raises:
             SavedModelError: They are not.
         """
-        path = self.file(*names)
+        path, size = self.file(*names), entry.get("bytes")
         there = path.stat().st_size
         shown = self.path.joinpath(*names)
         if there != size:
             raise SavedModelError(
                 f"{shown} has {there} bytes, and {CONFIG} says {str(size)[:40]}: it is truncated, or of another save."
-                f" {self._again().capitalize()}"
+                f" {AGAIN.capitalize()}"
             )
-        if digest_of(path) != digest:
+        if _digest_of(path) != entry.get("sha256"):
             raise SavedModelError(
-                f"{shown} does not have the SHA-256 that {CONFIG} says: it was damaged or changed."
-                f" {self._again().capitalize()}"
+                f"{shown} does not have the SHA-256 that {CONFIG} says: it was damaged or changed. {AGAIN.capitalize()}"
             )
         return path
 
-    def _again(self) -> str:
-        return "save the model again, or get the folder anew from where it came."
+
+def entry_of(path: Path) -> dict[str, Any]:
+    """Answers what a config says of a file, by which it is known again."""
+    return {"sha256": _digest_of(path), "bytes": path.stat().st_size}
 
 
-def digest_of(path: Path) -> str:
+def _digest_of(path: Path) -> str:
     """Answers the SHA-256 of a file, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

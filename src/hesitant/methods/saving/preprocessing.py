@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hesitant.methods.saving.failure import SavedModelError
-from hesitant.methods.saving.folder import CONFIG, SavedFolder, digest_of
+from hesitant.methods.saving.folder import CONFIG, SavedFolder, entry_of
 
 __all__ = ["read_preprocessing", "write_preprocessing"]
 
@@ -64,16 +64,12 @@ def read_preprocessing(said: Any, folder: SavedFolder) -> Any:
         raise SavedModelError(f"{folder.path / CONFIG}: its preprocessing is damaged. Save the model again.")
     for file, entry in files.items():
         entry = entry if isinstance(entry, Mapping) else {}
-        folder.require_digest(name, *file.split("/"), digest=entry.get("sha256"), size=entry.get("bytes"))
+        folder.require_entry(name, *file.split("/"), entry=entry)
     return {**said, "folder": str(folder.path / name)}
 
 
 def _files(folder: Path) -> dict[str, Any]:
-    return {
-        file.relative_to(folder).as_posix(): {"sha256": digest_of(file), "bytes": file.stat().st_size}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
+    return {file.relative_to(folder).as_posix(): entry_of(file) for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 def _numbers_of(preset: Any) -> dict[str, Any]:

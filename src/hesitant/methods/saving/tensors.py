@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hesitant.methods.saving.failure import SavedModelError, naming
-from hesitant.methods.saving.folder import SavedFolder, digest_of
+from hesitant.methods.saving.folder import AGAIN, SavedFolder, entry_of
 from hesitant.methods.tied_tensors import with_all_names
 
 __all__ = ["DERIVED", "EXTRA", "SavedTensors", "read_tensors", "require_safetensors", "tensors_of", "write_tensors"]
 
 DERIVED: Final = "derived."  # before the names of buffers that no state dict holds
 EXTRA: Final = "extra."  # before those of what methods keep beside it
-_AGAIN: Final = "save the model again, or get the folder anew from where it came."
 _UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -85,7 +84,7 @@ def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], max_sh
     for index, names in enumerate(shards, 1):
         name = f"{stem}.safetensors" if len(shards) == 1 else f"{stem}-{index:05}-of-{len(shards):05}.safetensors"
         save_file({n: tensors[n].to("cpu").contiguous().clone() for n in names}, folder / name, {"format": "pt"})
-        files[name] = {"sha256": digest_of(folder / name), "bytes": (folder / name).stat().st_size}
+        files[name] = entry_of(folder / name)
     return files
 
 
@@ -98,10 +97,9 @@ def read_tensors(folder: SavedFolder, weights: Mapping[str, Any]) -> SavedTensor
     safetensors = _safetensors()
     tensors: dict[str, Tensor] = {}
     for name, entry in weights["files"].items():
-        path = folder.require_digest(name, digest=entry.get("sha256"), size=entry.get("bytes"))
+        path = folder.require_entry(name, entry=entry)
         shown = folder.path / name
-        again = "save the model again, or get the folder anew from where it came."
-        damaged = naming(f"{shown} is damaged, or holds no tensors", again, safetensors.SafetensorError)
+        damaged = naming(f"{shown} is damaged, or holds no tensors", AGAIN, safetensors.SafetensorError)
         with damaged, safetensors.safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
                 if key in tensors:

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from hesitant.files import parse_json
 from hesitant.methods.saving.architectures import Limits
 from hesitant.methods.saving.committing import saving_into
 from hesitant.methods.saving.describing import Architecture, described, networks_of
@@ -43,7 +42,7 @@ def write(
     ]
     with saving_into(folder) as new:
         files = write_tensors(folder, f"model-{new.token}", saved.tensors, max_shard_size)
-        rules = _policy(policy, folder, new.token)
+        rules = _policy(policy)
         config = {
             "format": FORMAT,
             "format_version": VERSION,
@@ -67,18 +66,13 @@ def write(
         )
 
 
-def _policy(policy: Any, folder: Path, token: str) -> Any:
+def _policy(policy: Any) -> Any:
     """Answers what a policy saves of itself, by which it is loaded."""
     if policy is None:
         return None
-    if not callable(getattr(policy, "save", None)):
+    if not callable(getattr(policy, "saved_content", None)):
         raise TypeError(f"policy is a {type(policy).__name__}: expected a hesitant.DeferralPolicy.")
-    path = folder / f"policy-{token}.json"
-    try:
-        policy.save(path)
-        return parse_json(path.read_text(encoding="utf-8"))
-    finally:
-        path.unlink(missing_ok=True)
+    return policy.saved_content()
 
 
 def _names(label_names: Sequence[str] | None) -> list[str] | None:
