@@ -49,7 +49,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "calibration_rule.json"
 EMBEDDINGS = ROOT / "data" / "embeddings"
 LADDER = (0.0, *MEAN_FIELD_FACTORS)
-SCORES = ("confidence", "predictive_entropy", "dempster_shafer")
+SCORES = ("confidence", "predictive_entropy", "ood_score")
 
 
 @dataclass(frozen=True)

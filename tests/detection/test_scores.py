@@ -23,6 +23,12 @@ def with_everything(dtype: torch.dtype = torch.float64) -> Prediction:
     return Prediction.from_samples(samples, logits=logits, logit_variance=logits.square())
 
 
+def divergence_from_uniform(logits: Tensor) -> Tensor:
+    """`KL(U || softmax f)` of logits `f` `(B, C)`."""
+    uniform = 1 / logits.shape[-1]
+    return (uniform * (math.log(uniform) - torch.softmax(logits.double(), -1).log())).sum(-1)
+
+
 def plain(prediction: Prediction, score: str) -> Tensor:
     p = prediction.probs
     return {
@@ -32,7 +38,7 @@ def plain(prediction: Prediction, score: str) -> Tensor:
         "logit_variance": lambda: prediction.logit_variance.mean(dim=-1),
         "dempster_shafer": lambda: p.shape[1] / (p.shape[1] + prediction.logits.exp().sum(dim=-1)),
         "energy": lambda: -prediction.logits.exp().sum(dim=-1).log(),
-        "ood_score": lambda: p.shape[1] / (p.shape[1] + prediction.logits.exp().sum(dim=-1)),
+        "ood_score": lambda: torch.exp(-divergence_from_uniform(prediction.logits)),
     }[score]()
 
 
@@ -131,8 +137,8 @@ def test_none_is_nan_or_infinite_on_extreme_inputs(name):
     [
         ("mutual_information", "mutual_information"),
         ("logit_variance", "logit_variance"),
-        ("dempster_shafer", "energy"),
-        ("energy", "energy"),
+        ("dempster_shafer", "evidence"),
+        ("energy", "evidence"),
     ],
 )
 def test_what_the_method_cannot_give_is_named(score, missing):
@@ -195,12 +201,32 @@ def test_every_method_has_them_and_no_temperature_moves_those_of_a_plain_model(n
     method.temperature = 0.3
     after = method.predict(X)
     assert not torch.allclose(after.probs, before.probs, atol=1e-2)
-    torch.testing.assert_close(uncertainty(before, "ood_score"), uncertainty(before, "dempster_shafer"))
-    torch.testing.assert_close(uncertainty(after, "ood_score"), uncertainty(after, "dempster_shafer"))
+    for prediction in (before, after):
+        torch.testing.assert_close(prediction.ood_score, torch.exp(-divergence_from_uniform(prediction.evidence)))
     if "SNGP" in name or "many kinds" in name:  # whose temperature belongs to the factor
         return
     for score in ("ood_score", "dempster_shafer", "energy"):
         torch.testing.assert_close(uncertainty(after, score), uncertainty(before, score), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_number_added_to_all_logits_of_an_input_moves_no_ood_score(name):
+    """Cross-entropy does not determine it; the literature's energy and Dempster-Shafer uncertainty are moved."""
+    prediction = METHODS[name]().predict(X)
+    shift = torch.linspace(-5, 5, len(X)).unsqueeze(1)
+    moved = Prediction(prediction.probs, logits=prediction.logits, evidence=prediction.evidence + shift)
+    torch.testing.assert_close(moved.ood_score, prediction.ood_score, rtol=1e-4, atol=1e-6)
+    for score in ("dempster_shafer", "energy"):
+        assert (uncertainty(moved, score) - uncertainty(prediction, score)).abs().max() > 1e-3
+
+
+def test_the_ood_score_tells_the_ambiguous_from_the_unknown():
+    ambiguous, unknown, sure = [5.0, 5.0, -5.0, -5.0], [0.1, 0.0, 0.1, 0.0], [9.0, -3.0, -3.0, -3.0]
+    scores = Prediction.from_logits(torch.tensor([ambiguous, unknown, sure])).ood_score
+    assert max(scores[0], scores[2]) < 0.1
+    assert scores[1] > 0.99
+    assert Prediction.from_logits(torch.zeros(1, 7)).ood_score.item() == 1
+    assert Prediction.from_logits(torch.tensor([[1e30, -1e30]])).ood_score.item() == 0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
@@ -232,13 +258,15 @@ def test_those_of_members_are_of_the_mean_of_the_logits_that_their_answers_rest_
     torch.testing.assert_close(mixed.predict(X).energy.double(), energy(logits), rtol=1e-4, atol=1e-5)
 
 
-def test_the_energy_of_the_mean_is_the_mean_energy_and_the_disagreement():
-    """The identity that the choice of the mean of the logits rests on."""
+def test_the_score_of_the_mean_is_that_of_the_members_and_the_disagreement():
+    """The identities that the choice of the mean of the logits rests on."""
     ensemble = METHODS["plain members"]()
     prediction = ensemble.predict(X)
     each = torch.stack([member.eval()(X) for member in ensemble.members]).detach().double()
     mean = prediction.logits.double().log_softmax(-1)
     divergence = (mean.exp() * (mean - each.log_softmax(-1))).sum(-1).mean(0)
+    from_uniform = torch.stack([divergence_from_uniform(logits) for logits in each]).mean(0)
+    torch.testing.assert_close(-prediction.ood_score.log(), from_uniform - divergence, rtol=1e-4, atol=1e-5)
     expected = torch.stack([energy(logits) for logits in each]).mean(0) + divergence
     torch.testing.assert_close(prediction.energy.double(), expected, rtol=1e-4, atol=1e-5)
 
@@ -285,7 +313,7 @@ def test_of_probabilities_alone_it_is_the_predictive_entropy(name):
     }[name]()
     prediction = method.predict(X)
     torch.testing.assert_close(prediction.ood_score, prediction.predictive_entropy.double())
-    with pytest.raises(UnavailableError, match=r"^energy is not available: .*from_logits"):
+    with pytest.raises(UnavailableError, match=r"^evidence is not available: .*from_logits"):
         _ = prediction.energy
 
 

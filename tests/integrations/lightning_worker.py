@@ -9,6 +9,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from tests.integrations.running import states
 from tests.integrations.tiny_lightning import FAR, TEST, Classifier, network, trained
+from tests.leaving import leave
 from torch.nn.parallel import DistributedDataParallel
 
 from hesitant.evaluation import StreamingMetrics
@@ -48,8 +49,7 @@ def main(folder: Path) -> None:
         shares.update_ood("far", averaged.method.predict(FAR[row : row + 1]))
     answer["metrics"] = shares.of_all_workers().compute()
     torch.save(answer, folder / f"{dist.get_rank()}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

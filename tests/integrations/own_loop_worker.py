@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from tests.integrations.running import states
+from tests.leaving import leave
 from tests.markdown import ROOT, blocks
 
 
@@ -21,8 +22,7 @@ def main(folder: Path) -> None:
     exec(shown.replace('"saved"', repr(str(folder / "saved"))), names)
     answer = {"states": states(names["method"]), "metrics": names["metrics"].of_all_workers().compute()}
     torch.save(answer, folder / f"{dist.get_rank()}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

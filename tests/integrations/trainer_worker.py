@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from tests.integrations.running import states, trainer
 from tests.integrations.tiny_bert import TEST, TRAIN, sngp
+from tests.leaving import leave
 
 from hesitant.integrations.transformers import FitCovariance
 
@@ -32,8 +33,7 @@ def main(folder: Path) -> None:
     trainer(odd, folder / "odd", FitCovariance(), train_dataset=TRAIN[:37], max_steps=1, eval_strategy="no").train()
     answer["odd"] = states(odd)
     torch.save(answer, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

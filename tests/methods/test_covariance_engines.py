@@ -27,12 +27,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 # What each worker runs. The shares are uneven, and the last worker has none.
 WORKER = """
 import sys
-import time
 from pathlib import Path
 import torch
 import torch.distributed as dist
 from hesitant import CovarianceSums
 from hesitant.nn import CovarianceError
+from tests.leaving import leave
 
 folder, torch_threads = Path(sys.argv[1]), torch.set_num_threads(1)
 dist.init_process_group("gloo")
@@ -55,8 +55,7 @@ for name, model in given["models"].items():
         assert "belong to different weights" in str(error)
     else:
         raise AssertionError("weights that differ were added up")
-dist.barrier()
-dist.destroy_process_group()
+leave()
 """
 
 
@@ -103,7 +102,7 @@ def test_torchrun(workers: int, tmp_path: Path, expected: dict[str, Tensor]) -> 
     cuts = {2: [80], 4: [3, 70, 97]}
     torch.save({"x": X, "cuts": cuts, "models": models()}, tmp_path / "given.pt")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     ran = subprocess.run(
         [*command, str(tmp_path / "worker.py"), str(tmp_path)],
         capture_output=True,

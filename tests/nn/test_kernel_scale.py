@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from tests.leaving import leave
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
@@ -199,7 +200,7 @@ def work(rank, workers, folder):
             gp(batch)
         scales.append((gp.kernel_scale, float(gp.laplace.num_seen)))
     torch.save(scales, f"{folder}/{rank}")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.slow

@@ -26,8 +26,8 @@ def uncertainty(prediction: Prediction, score: Score = "confidence") -> Tensor:
 
     - `"confidence"`: `1 - max_c p_c`, in [0, 1 - 1/C], from the log-probabilities: where the confidences round to 1
       they keep their order, down to 1e-300 (Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136).
-    - `"ood_score"`: `prediction.ood_score`, the default to detect by: what a detector gave, else `"dempster_shafer"`,
-      or `"predictive_entropy"` where there are no logits.
+    - `"ood_score"`: `prediction.ood_score`, the default to detect by: what a detector gave, else
+      `exp(-KL(uniform || softmax f))` in [0, 1], or `"predictive_entropy"` where there are no logits.
     - `"predictive_entropy"`: `-sum_c p_c log p_c`, in [0, log C], the total uncertainty.
     - `"mutual_information"`: total less aleatoric, in [0, log C] (Houlsby et al. 2011,
       https://arxiv.org/abs/1112.5745). Needs samples or members.
@@ -37,9 +37,9 @@ def uncertainty(prediction: Prediction, score: Score = "confidence") -> Tensor:
     - `"energy"`: `-log sum_c exp f_c` (Liu et al. 2020, https://arxiv.org/abs/2010.03759); ranks as
       `"dempster_shafer"` does, and does not round. Needs logits.
 
-    The last two are of the logits `f` of `prediction.energy`: before any temperature, their mean over passes or
-    members, for SNGP the mean-field logits at their temperature. They look at the size of the logits, which softmax
-    does not see: a shift of them all changes the score. Of a model with a single logit they rank as the confidence
+    `f` are the logits of `prediction.evidence`: before any temperature, their mean over passes or members, for SNGP the
+    mean-field logits at their temperature. The last two change with a number that is added to all of them, which
+    softmax does not see and training by cross-entropy does not determine; of a single logit they rank as the confidence
     does.
 
     Args:
@@ -68,7 +68,7 @@ def _of_part(prediction: Prediction, score: Score) -> Tensor:
         return prediction.logit_variance.double().mean(dim=-1)
     if score == "energy":
         return prediction.energy.double()
-    return dempster_shafer(prediction.energy, prediction.probs.shape[1])
+    return dempster_shafer(prediction.evidence)
 
 
 def _complement(log_probs: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ class DeployedMetrics:
 def _require_told(score: Score, method: Any) -> None:
     """Raises ValueError for a score that the logits of a method's forward do not tell."""
     by_size = isinstance(method, (SNGP, Deterministic)) and method.outputs == "logits" and method.temperature == 1
-    own = score == "ood_score" and getattr(method, "ood_score", "dempster_shafer") != "dempster_shafer"
+    own = score == "ood_score" and getattr(method, "ood_score", "logits") != "logits"
     if score not in _OF_PROBABILITIES and (not by_size or own or score in ("mutual_information", "logit_variance")):
         raise ValueError(
             f"score={score!r} cannot be told from the logits that the Trainer has of a {type(method).__name__} as it is"

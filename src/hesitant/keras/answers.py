@@ -19,13 +19,17 @@ class Answer:
     Attributes:
         probs: ``(B, C)``, the predictive distributions.
         samples: ``(S, B, C)`` probabilities whose mean they are, of dropout passes or members; None of one pass.
-        logits: ``(B, C)``, before any mean-field adjustment; None of several passes.
+        logits: ``(B, C)``, before any mean-field adjustment, the mean over passes or members; None of a model that
+            answers probabilities.
+        evidence: ``(B, C)``, the logits that scores look at, where these are others: SNGP's mean-field logits, and
+            ``[-z/2, z/2]`` of a single one.
         logit_variance: ``(B,)``; None where there is none.
     """
 
     probs: np.ndarray
     samples: np.ndarray | None = None
     logits: np.ndarray | None = None
+    evidence: np.ndarray | None = None
     logit_variance: np.ndarray | None = None
 
     @property
@@ -55,13 +59,16 @@ class Answer:
         from hesitant.prediction import Prediction
 
         truth = None if targets is None else torch.from_numpy(np.array(targets)).reshape(-1).long()
+        logits, evidence = (None if each is None else torch.from_numpy(each) for each in (self.logits, self.evidence))
         if self.samples is not None:
-            return Prediction.from_samples(torch.from_numpy(self.samples), targets=truth)
-        logits = None if self.logits is None else torch.from_numpy(self.logits)
+            samples = torch.from_numpy(self.samples)
+            return Prediction.from_samples(samples, targets=truth, logits=logits, evidence=evidence)
         variance = None
         if self.logit_variance is not None:
             variance = torch.from_numpy(np.repeat(self.logit_variance[:, None], self.probs.shape[1], axis=1))
-        return Prediction(torch.from_numpy(self.probs), targets=truth, logits=logits, logit_variance=variance)
+        return Prediction(
+            torch.from_numpy(self.probs), targets=truth, logits=logits, evidence=evidence, logit_variance=variance
+        )
 
 
 def probabilities(outputs: np.ndarray, kind: Outputs) -> np.ndarray:
@@ -79,10 +86,32 @@ def probabilities(outputs: np.ndarray, kind: Outputs) -> np.ndarray:
                 'outputs="probabilities", but the model answers rows that are no distributions: say outputs="logits".'
             )
         return np.asarray(outputs / outputs.sum(axis=-1, keepdims=True))
-    if outputs.shape[-1] == 1:
-        outputs = np.concatenate([np.zeros_like(outputs), outputs], axis=-1)
+    outputs = two_columns(outputs)
     odds = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
     return np.asarray(odds / odds.sum(axis=-1, keepdims=True))
+
+
+def of_passes(outputs: np.ndarray, kind: Outputs) -> Answer:
+    """Answers the mean of what passes or members answered, ``(S, B, C)``."""
+    samples = probabilities(outputs, kind)
+    return Answer(samples.mean(axis=0), samples=samples, **logits_and_evidence(outputs.mean(axis=0), kind))
+
+
+def logits_and_evidence(outputs: np.ndarray, kind: Outputs) -> dict[str, np.ndarray | None]:
+    """Answers what an `Answer` says of logits ``(B, C)``, or of one column of them; of probabilities nothing."""
+    if kind == "probabilities":
+        return {}
+    return {"logits": two_columns(outputs), "evidence": centred(outputs) if outputs.shape[-1] == 1 else None}
+
+
+def centred(logits: np.ndarray) -> np.ndarray:
+    """Answers logits ``(B, C)``; one column ``z`` is ``[-z/2, z/2]``, for which of two is 0 is a convention."""
+    return logits if logits.shape[-1] > 1 else two_columns(logits) - logits / 2
+
+
+def two_columns(logits: np.ndarray) -> np.ndarray:
+    """Answers logits ``(..., C)``; one column ``z`` is ``[0, z]``."""
+    return logits if logits.shape[-1] > 1 else np.concatenate([np.zeros_like(logits), logits], axis=-1)
 
 
 def as_kind(outputs: str, model: Any) -> Outputs:

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 from hesitant.keras.concrete import numbers_of
-from hesitant.keras.covariance_pass import all_layers
+from hesitant.keras.covariance_pass import gp_layers
 from hesitant.keras.gaussian_process import RandomFeatureGaussianProcess
 
 
@@ -64,7 +64,7 @@ class ResetCovarianceCallback(keras.callbacks.Callback):
         self._factor()
 
     def _layers(self) -> list[RandomFeatureGaussianProcess]:
-        layers = [layer for layer in all_layers(self.model) if isinstance(layer, RandomFeatureGaussianProcess)]
+        layers = gp_layers(self.model)
         if not layers:
             raise ValueError(f"model {self.model.name} has no RandomFeatureGaussianProcess whose covariance to reset.")
         return layers

@@ -31,7 +31,7 @@ def fit_covariance(model: Any, data: Any, *, batch_size: int = 256) -> None:
         ValueError: The model has no such layer, or calls it not once for each batch, or the data are empty, or a
             feature is not finite.
     """
-    layers = [layer for layer in all_layers(model) if isinstance(layer, RandomFeatureGaussianProcess)]
+    layers = gp_layers(model)
     if not layers:
         raise ValueError(
             f"model {model.name} has no RandomFeatureGaussianProcess: its classifier should be one, in place of Dense."
@@ -68,6 +68,11 @@ def all_layers(model: Any) -> list[Any]:
     return list(model._flatten_layers())  # Keras has no public way to those within a layer of one's own
 
 
+def gp_layers(model: Any) -> list[RandomFeatureGaussianProcess]:
+    """Answers the Gaussian process layers of the model, at any depth, each once."""
+    return [layer for layer in all_layers(model) if isinstance(layer, RandomFeatureGaussianProcess)]
+
+
 def batches_of(data: Any, batch_size: int) -> Iterator[Any]:
     """Answers the inputs of each batch.
 
@@ -101,7 +106,7 @@ class PosteriorPass(keras.Model):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        layers = [layer for layer in all_layers(model) if isinstance(layer, RandomFeatureGaussianProcess)]
+        layers = gp_layers(model)
         if len(layers) != 1:
             raise ValueError(f"model {model.name} has {len(layers)} RandomFeatureGaussianProcess layers: expected one.")
         self._features = FeaturePass(model, layers)

@@ -154,10 +154,10 @@ def _gp_from_torch(layer: RandomFeatureGaussianProcess, module: Any) -> None:
     layer.beta.assign(_read(module.output_weights))
     layer.output_bias.assign(_read(module.output_bias))
     if module.covariance_state == "fitted":
-        precision = _read(module.precision)
-        prior = layer.gp_cov_ridge_penalty * float(_read(module.laplace.ridge_weight))
-        layer.put_sum(precision - prior * np.eye(len(precision)), int(module.laplace.num_seen))
-        layer.ridge_weight.assign(prior / layer.gp_cov_ridge_penalty)
+        precision, ridge_weight = _read(module.precision), float(_read(module.laplace.ridge_weight))
+        prior = layer.gp_cov_ridge_penalty * ridge_weight
+        seen = max(1, int(module.laplace.num_seen))  # which does not count where the ridge decays
+        layer.put_sum(precision - prior * np.eye(len(precision)), seen, ridge_weight)
     else:
         layer.reset_covariance_matrix()
 

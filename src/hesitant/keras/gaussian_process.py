@@ -191,7 +191,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
         self.num_seen = self.add_weight(name="num_seen", shape=(), initializer="zeros", dtype="int32", trainable=False)
         self.factor = self._weight("factor", (size, size), "zeros")
         # Of the factor: its level, and the most and the least variance of a direction.
-        self.factor_state = self._weight("factor_state", (3,), lambda shape, dtype=None: ops.ones(shape, dtype))
+        self.factor_state = self._weight("factor_state", (3,), "ones")
         self.built = True
 
     def _weight(self, name: str, shape: tuple[int, ...], initializer: Any, **kwargs: Any) -> Any:
@@ -316,10 +316,13 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
         if state is None or state[0] == STALE:
             self._put_factor(array_of(self.data_precision).astype(np.float64))
 
-    def put_sum(self, data_precision: np.ndarray, num_seen: int) -> None:
-        """Puts ``sum_i w_i phi_i phi_i^T`` of ``num_seen`` inputs, ``(M, M)``, in place of what there was, factored."""
+    def put_sum(self, data_precision: np.ndarray, num_seen: int, ridge_weight: float = 1.0) -> None:
+        """Puts ``sum_i w_i phi_i phi_i^T`` of ``num_seen`` inputs, ``(M, M)``, in place of what there was, factored.
+
+        The ridge counts so many times.
+        """
         self.data_precision.assign(data_precision.astype(self.exact_dtype))
-        self.ridge_weight.assign(1.0)
+        self.ridge_weight.assign(ridge_weight)
         self.num_seen.assign(num_seen)
         self._put_factor(data_precision)
 

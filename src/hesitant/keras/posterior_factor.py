@@ -40,12 +40,6 @@ def levels(size: int) -> list[int]:
     return [0, *(max(1, size // part) for part in _RANKS), size]
 
 
-def factor_of_prior(size: int, ridge: float, prior: float) -> Factor:
-    """Answers the factor of ``P = prior I``."""
-    variance = ridge / prior
-    return Factor(np.zeros((size, size)), STALE + 1, variance, variance)
-
-
 def factor_of(data_precision: np.ndarray, ridge: float, prior: float, dtype: str) -> Factor:
     """Factors ``P = prior I + data_precision``, ``(M, M)``, in float64 for features of ``dtype``.
 
@@ -63,7 +57,7 @@ def factor_of(data_precision: np.ndarray, ridge: float, prior: float, dtype: str
             " data)."
         )
     if not data_precision.any():
-        return factor_of_prior(len(data_precision), ridge, prior)
+        return Factor(np.zeros_like(data_precision), STALE + 1, ridge / prior, ridge / prior)
     factor = _cholesky(data_precision, ridge, prior, dtype)
     return _eigenvectors(data_precision, ridge, prior, dtype) if factor is None else factor
 

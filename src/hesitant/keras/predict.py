@@ -7,8 +7,17 @@ from typing import Any
 
 import numpy as np
 
-import keras
-from hesitant.keras.answers import Answer, Outputs, as_kind, of_hesitant, probabilities
+from hesitant.keras.answers import (
+    Answer,
+    Outputs,
+    as_kind,
+    centred,
+    logits_and_evidence,
+    of_hesitant,
+    of_passes,
+    probabilities,
+    two_columns,
+)
 from hesitant.keras.concrete import array_of
 from hesitant.keras.covariance_pass import PosteriorPass
 from hesitant.keras.dropout_passes import DropoutPasses, passes_at_once
@@ -72,7 +81,7 @@ class Deterministic(_Method):
     def _answer(self, x: Any, batch_size: int | None) -> Answer:
         outputs = self.model.predict(x, batch_size=batch_size, verbose=0)
         probs = probabilities(outputs, self._kind)
-        return Answer(probs, logits=_two_columns(outputs) if self._kind == "logits" else None)
+        return Answer(probs, **logits_and_evidence(outputs, self._kind))
 
 
 class SNGP(_Method):
@@ -94,8 +103,13 @@ class SNGP(_Method):
 
     def _answer(self, x: Any, batch_size: int | None) -> Answer:
         logits, variance = self._posterior.predict(x, batch_size=batch_size, verbose=0)
-        adjusted = keras.ops.convert_to_numpy(mean_field_logits(logits, variance, self.mean_field_factor))
-        return Answer(probabilities(adjusted, "logits"), logits=_two_columns(logits), logit_variance=variance)
+        adjusted = array_of(mean_field_logits(logits, variance, self.mean_field_factor))
+        return Answer(
+            probabilities(adjusted, "logits"),
+            logits=two_columns(logits),
+            evidence=centred(adjusted),
+            logit_variance=variance,
+        )
 
 
 class MCDropout(_Method):
@@ -144,8 +158,7 @@ class MCDropout(_Method):
         return np.swapaxes(np.concatenate(parts, axis=1), 0, 1)[: self.num_samples]
 
     def _answer(self, x: Any, batch_size: int | None) -> Answer:
-        samples = probabilities(self.outputs(x, batch_size=batch_size, seed=self.seed), self._kind)
-        return Answer(samples.mean(axis=0), samples=samples)
+        return of_passes(self.outputs(x, batch_size=batch_size, seed=self.seed), self._kind)
 
     def _of(self, passes: int) -> DropoutPasses:
         if passes not in self._passes:
@@ -197,8 +210,7 @@ class DeepEnsemble(_Method):
     def _answer(self, x: Any, batch_size: int | None) -> Answer:
         self._require_different()
         each = [member.predict(x, batch_size=batch_size, verbose=0) for member in self.members]
-        samples = np.stack([probabilities(outputs, self._kind) for outputs in each])
-        return Answer(samples.mean(axis=0), samples=samples)
+        return of_passes(np.stack(each), self._kind)
 
     def _require_different(self) -> None:
         first = self.members[0]
@@ -214,7 +226,3 @@ class DeepEnsemble(_Method):
                     f"members 0 and {place} have the same weights: an ensemble of them is one model. Does the builder's"
                     " initializer have a fixed seed?"
                 )
-
-
-def _two_columns(logits: np.ndarray) -> np.ndarray:
-    return logits if logits.shape[-1] > 1 else np.concatenate([np.zeros_like(logits), logits], axis=-1)

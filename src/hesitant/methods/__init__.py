@@ -37,7 +37,6 @@ from hesitant.methods.temperature import tempered as tempered
 from hesitant.methods.wrapper import Gathered as Gathered
 from hesitant.methods.wrapper import ModelWrapper as ModelWrapper
 from hesitant.methods.wrapper import device_of as device_of
-from hesitant.methods.wrapper import energy_of_output as energy_of_output
 
 __all__ = [
     "SNGP",

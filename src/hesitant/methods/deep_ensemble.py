@@ -28,8 +28,7 @@ from hesitant.methods.random_state import derived_seed, random_state_kept, requi
 from hesitant.methods.sngp import SNGP
 from hesitant.methods.temperature import Tempered, tempered
 from hesitant.methods.wrapper import Gathered, ModelWrapper, bind_forward, device_of, takes_labels
-from hesitant.nn import mean_field_logits
-from hesitant.prediction import Mixture, Prediction, energy_of
+from hesitant.prediction import Mixture, Prediction
 
 _BATCHES_AT_ONCE, _BYTES_AT_ONCE = 16, 2**26  # what every member is asked about before the next batches are read
 _NO_SPLIT = (
@@ -243,19 +242,19 @@ class DeepEnsemble(Tempered):
         answers = []
         for group, group_seed in self._groups(given, seed, member_options):
             if plain is None:
-                answers.append(self._mixed(self._answers(group, temperature, group_seed, member_options), temperature))
+                answers.append(self._mixed(self._answers(group, temperature, group_seed, member_options)))
                 continue
             targets = Gathered()
             for batch in group:
                 targets.append(as_class_targets(batch.targets))
-            mixture, energy = plain.mixture(group, temperature)
+            mixture, evidence = plain.mixture(group, temperature)
             answers.append(
                 Prediction(
                     mixture.probs,
                     targets=targets.tensor(),
                     log_probs=mixture.log_probs,
                     logits=mixture.logits,
-                    energy=energy,
+                    evidence=evidence,
                     expected_entropy=mixture.expected_entropy,
                     class_std=mixture.class_std,
                 )
@@ -325,7 +324,7 @@ class DeepEnsemble(Tempered):
         plain.ending = Ending(self.ending.seen)
         return plain
 
-    def _mixed(self, predictions: list[Prediction], temperature: float) -> Prediction:
+    def _mixed(self, predictions: list[Prediction]) -> Prediction:
         """Answers the prediction that the members make together, each with the same weight."""
         parts = [_as_mixture(prediction) for prediction in predictions]
         mixture = parts[0]
@@ -335,10 +334,12 @@ class DeepEnsemble(Tempered):
             "class_std" in prediction.available or not isinstance(member, (SNGP, DeepEnsemble))
             for member, prediction in zip(self.members, predictions, strict=True)
         )
-        logits = energy = variance = None
+        logits = evidence = variance = None
         if all("logits" in prediction.available for prediction in predictions):
             means = torch.stack([prediction.logits for prediction in predictions])
-            logits, energy = means.mean(0), self._energy_of(predictions, temperature)
+            logits = means.mean(0)
+            if any("evidence" in prediction.available for prediction in predictions):  # and not their logits alone
+                evidence = torch.stack([prediction.evidence for prediction in predictions]).mean(0)
             if all("logit_variance" in prediction.available for prediction in predictions):
                 within = torch.stack([prediction.logit_variance for prediction in predictions]).mean(0)
                 variance = within + means.var(0, correction=0)
@@ -348,27 +349,13 @@ class DeepEnsemble(Tempered):
             targets=predictions[0].targets,
             log_probs=mixture.log_probs,
             logits=logits,
-            energy=energy,
+            evidence=evidence,
             ood_score=torch.stack([each.ood_score for each in predictions]).mean(0) if by_distance else None,
             logit_variance=variance,
             expected_entropy=mixture.expected_entropy if split else None,
             class_std=mixture.class_std if split else None,
             split_unavailable=None if split else _NO_SPLIT,
         )
-
-    def _energy_of(self, predictions: list[Prediction], temperature: float) -> Tensor:
-        """Answers the energy ``(B,)`` of the mean of the logits that the members' answers rest on."""
-        total = torch.zeros_like(predictions[0].logits, dtype=torch.float64)
-        for member, prediction in zip(self.members, predictions, strict=True):
-            if isinstance(member, SNGP):
-                factor = member.gp.mean_field_factor
-                logits = mean_field_logits(prediction.logits.double(), prediction.logit_variance.double(), factor)
-                logits = logits / (temperature * member.temperature)
-            else:
-                logits = prediction.logits.double()
-            # Shifted to the member's energy: its logits may be [0, z], or an ensemble of SNGPs' posterior means.
-            total += logits.log_softmax(-1) - prediction.energy.double().unsqueeze(-1)
-        return energy_of(total / len(predictions))
 
 
 def _grouped(given: Iterable[Batch], *, together: bool) -> Iterator[list[Batch]]:

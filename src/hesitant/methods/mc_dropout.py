@@ -13,7 +13,7 @@ from hesitant.methods.outputs import Outputs, with_logits
 from hesitant.methods.random_state import require_seed
 from hesitant.methods.wrapper import Gathered, ModelWrapper, device_of
 from hesitant.nn import run_eagerly
-from hesitant.prediction import Mixture, Prediction, energy_of, prediction_from_mixture
+from hesitant.prediction import Mixture, Prediction, evidence_of, prediction_from_mixture
 
 
 class MCDropout(ModelWrapper):
@@ -173,8 +173,8 @@ class MCDropout(ModelWrapper):
                 part.append(of_batch, own=True)
         tensors: Any = [part.tensor() for part in parts]
         whole = Mixture(self.num_samples, *tensors)
-        energy = energy_of(whole.logits, single=True) if passes.single and whole.logits is not None else None
-        return prediction_from_mixture(whole, targets=targets.tensor(), energy=energy)
+        evidence = evidence_of(whole.logits[:, 1:]) if passes.single and whole.logits is not None else None
+        return prediction_from_mixture(whole, targets=targets.tensor(), evidence=evidence)
 
     def samples(self, given: Iterable[Batch], *, temperature: float, seed: int, log: bool) -> Tensor:
         """Answers :meth:`predict_samples` at a temperature, the method's own and those around it together."""

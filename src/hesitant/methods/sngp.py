@@ -28,7 +28,7 @@ from hesitant.methods.outputs import Outputs, require_kind
 from hesitant.methods.random_state import require_seed
 from hesitant.methods.saving import Head
 from hesitant.methods.temperature import taken
-from hesitant.methods.wrapper import ModelWrapper, energy_of_output, prediction_of
+from hesitant.methods.wrapper import ModelWrapper, prediction_of
 from hesitant.nn import (
     BoundTable,
     ConvNorm,
@@ -42,7 +42,7 @@ from hesitant.nn import (
     recorded,
     run_eagerly,
 )
-from hesitant.prediction import Prediction
+from hesitant.prediction import Prediction, evidence_of
 
 _GP_OPTIONS = {"kernel_scale": "running_median", "random_features": "orthogonal", "parametrization": "linear"}
 _WIDE = 1024  # inputs beyond which so many random features span too little of what a Linear could answer
@@ -98,9 +98,10 @@ class SNGP(ModelWrapper):
         temperature: What divides the mean-field logits, and each draw, in eval mode (see :attr:`temperature`). The
             ``logits`` and the ``logit_variance`` of a prediction are those of the posterior, before it.
         outputs: ``"probabilities"`` for a model that ends in a softmax or a sigmoid, else ``"logits"``.
-        ood_score: What ``prediction.ood_score`` is: ``"dempster_shafer"``, of the mean-field logits, or ``"knn"``, the
-            distance to the nearest training input (:class:`~hesitant.nn.NearestNeighbors`): :meth:`fit_covariance`
-            keeps the features of at most 50,000 inputs, a uniform sample, and a state dict holds them.
+        ood_score: What ``prediction.ood_score`` is: ``"logits"``, how near the mean-field ones are to preferring no
+            class, or ``"knn"``, the distance to the nearest training input (:class:`~hesitant.nn.NearestNeighbors`):
+            :meth:`fit_covariance` keeps the features of at most 50,000 inputs, a uniform sample, and a state dict holds
+            them.
         gp_options: Options of :class:`~hesitant.nn.RandomFeatureGaussianProcess`, such as ``ridge_penalty``,
             ``momentum``, ``mean_field_factor``. Unless given, ``num_inducing`` is 1,024, or 2,048 for over 1,024
             features, ``kernel_scale`` ``"running_median"``, ``random_features`` ``"orthogonal"``, and
@@ -125,7 +126,7 @@ class SNGP(ModelWrapper):
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
         outputs: Outputs = "logits",
-        ood_score: OodScore = "dempster_shafer",
+        ood_score: OodScore = "logits",
         **gp_options: Any,
     ) -> None:
         if norm_bound is None and (only is not None or exclude):
@@ -377,10 +378,10 @@ class SNGP(ModelWrapper):
         factor = self.gp.mean_field_factor
         mean_field = answers if self.outputs == "logits" else gaussian.mean_field_logits(factor)
         # At the temperature, which is fitted with the factor: it undoes on the data what the factor shrinks.
-        energy = energy_of_output(mean_field.to(gaussian.mean.dtype) / temperature)
+        evidence = evidence_of(mean_field.to(gaussian.mean.dtype) / temperature)
         if posterior == "monte_carlo":
             generator = torch.Generator(answers.device).manual_seed(seed)
-            drawn = monte_carlo(gaussian, targets, num_samples, generator, temperature, energy)
+            drawn = monte_carlo(gaussian, targets, num_samples, generator, temperature, evidence)
             return drawn.with_ood_score(distances)
         answer = prediction_of(
             answers,
@@ -388,7 +389,7 @@ class SNGP(ModelWrapper):
             targets,
             temperature=temperature,
             mean_logits=gaussian.mean,
-            energy=energy,
+            evidence=evidence,
             logit_variance=gaussian.variance,
             split_unavailable=_NO_SPLIT,
         )

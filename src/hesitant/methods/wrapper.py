@@ -22,7 +22,7 @@ from hesitant.methods.outputs import (
 )
 from hesitant.methods.temperature import Tempered, tempered
 from hesitant.methods.tied_tensors import name_tied_tensors_once, with_all_names
-from hesitant.prediction import Prediction, as_floating, energy_of, two_class_logits
+from hesitant.prediction import Prediction, as_floating, evidence_of, two_class_logits
 
 
 def takes_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,25 +138,25 @@ def prediction_of(
     *,
     temperature: float,
     mean_logits: Tensor | None = None,
-    energy: Tensor | None = None,
+    evidence: Tensor | None = None,
     logit_variance: Tensor | None = None,
     split_unavailable: str | None = None,
 ) -> Prediction:
     """Answers the Prediction of an output ``(B, C)``, at a temperature that its logits do not know.
 
-    Nor does its energy, unless it is given.
+    Nor does its evidence, unless it is given.
     """
     if outputs == "logits":
         if temperature != 1:
             output = as_floating("logits", output)  # half precision would round once more
-            energy = energy_of_output(output) if energy is None else energy
+            evidence = evidence_of(output) if evidence is None else evidence
             mean_logits = output if mean_logits is None else mean_logits
             output = output / temperature
         return Prediction.from_logits(
             output,
             targets=targets,
             mean_logits=mean_logits,
-            energy=energy,
+            evidence=evidence,
             logit_variance=logit_variance,
             split_unavailable=split_unavailable,
         )
@@ -166,16 +166,10 @@ def prediction_of(
         targets=targets,
         log_probs=log_probs,
         logits=None if mean_logits is None else two_class_logits(mean_logits),
-        energy=energy,
+        evidence=evidence,
         logit_variance=None if logit_variance is None else two_class_logits(logit_variance),
         split_unavailable=split_unavailable,
     )
-
-
-def energy_of_output(logits: Tensor) -> Tensor:
-    """Answers the energy ``(B,)`` of a model's logits ``(B, C)``, or of a single one, ``(B, 1)`` or ``(B,)``."""
-    single = logits.ndim == 1 or logits.shape[-1] == 1
-    return energy_of(two_class_logits(as_floating("logits", logits)), single=single)
 
 
 def probed_logits(model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor:

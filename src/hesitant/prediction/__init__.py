@@ -15,6 +15,8 @@ from hesitant.prediction.distributions import exact_log as exact_log
 from hesitant.prediction.distributions import two_class_logits as two_class_logits
 from hesitant.prediction.evidence import dempster_shafer as dempster_shafer
 from hesitant.prediction.evidence import energy_of as energy_of
+from hesitant.prediction.evidence import evidence_of as evidence_of
+from hesitant.prediction.evidence import uniformity as uniformity
 from hesitant.prediction.from_mixture import prediction_from_mixture as prediction_from_mixture
 from hesitant.prediction.mixture import Mixture as Mixture
 from hesitant.prediction.parts import in_parts as in_parts

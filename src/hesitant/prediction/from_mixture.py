@@ -19,14 +19,14 @@ _NEARLY_SURE = 0.99  # below, no logarithm is sharpened
 
 
 def prediction_from_mixture(
-    mixture: Mixture, *, targets: "Tensor | ArrayLike | None" = None, energy: Tensor | None = None
+    mixture: Mixture, *, targets: "Tensor | ArrayLike | None" = None, evidence: Tensor | None = None
 ) -> Prediction:
     """The prediction of a mixture, whose logits are those of the mixture.
 
     Args:
         mixture: as `Mixture.of_passes` makes it.
         targets: `(B,)` integers in [0, C).
-        energy: `(B,)`, where it is not that of the logits.
+        evidence: `(B, C)`, what `prediction.evidence` answers, where that is not the logits.
 
     Raises:
         TypeError: `targets` do not hold integers.
@@ -46,7 +46,7 @@ def prediction_from_mixture(
         targets=None if targets is None else as_class_indices("targets", targets, probs),
         calibration=None,
         _logits=logits,
-        _energy=energy,
+        _evidence=evidence,
         _ood_score=None,
         _logit_variance=None,
         _expected_entropy=mixture.expected_entropy,

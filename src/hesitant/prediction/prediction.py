@@ -17,7 +17,7 @@ from hesitant.prediction.distributions import (
     sharpened,
     two_class_logits,
 )
-from hesitant.prediction.evidence import dempster_shafer, energy_of
+from hesitant.prediction.evidence import energy_of, evidence_of, uniformity
 from hesitant.prediction.joining import require_alike
 from hesitant.prediction.mixture import Mixture
 from hesitant.prediction.table import as_frame
@@ -52,7 +52,7 @@ class Prediction:
         targets: `(B,)` integers in [0, C), the truth; kept as int64.
         log_probs: `(B, C)` log of `probs`, where it is known more exactly than `probs` can hold; otherwise computed.
         logits: `(B, C)`; for SNGP the posterior mean, so that `softmax(logits)` need not be `probs`.
-        energy: `(B,)`, where it is not that of `logits`.
+        evidence: `(B, C)`, the logits that `energy` and `ood_score` look at, where they are not `logits`.
         ood_score: `(B,)`, what `prediction.ood_score` answers, such as a detector's; higher means further from the
             training data.
         logit_variance: `(B, C)`, not negative.
@@ -78,7 +78,7 @@ class Prediction:
     targets: Tensor | None
     calibration: str | None
     _logits: Tensor | None
-    _energy: Tensor | None
+    _evidence: Tensor | None
     _ood_score: Tensor | None
     _logit_variance: Tensor | None
     _expected_entropy: Tensor | None
@@ -92,7 +92,7 @@ class Prediction:
         targets: "Tensor | ArrayLike | None" = None,
         log_probs: Tensor | None = None,
         logits: Tensor | None = None,
-        energy: Tensor | None = None,
+        evidence: Tensor | None = None,
         ood_score: Tensor | None = None,
         logit_variance: Tensor | None = None,
         expected_entropy: Tensor | None = None,
@@ -111,7 +111,7 @@ class Prediction:
             targets=None if targets is None else as_class_indices("targets", targets, rows),
             calibration=calibration,
             _logits=as_part("logits", logits, per_class, like=rows),
-            _energy=as_part("energy", energy, per_class[:1], like=rows),
+            _evidence=as_part("evidence", evidence, per_class, like=rows),
             _ood_score=as_part("ood_score", ood_score, per_class[:1], like=rows.new_empty(0, dtype=torch.float64)),
             _logit_variance=as_part("logit_variance", logit_variance, per_class, like=rows, minimum=0.0),
             _expected_entropy=as_part("expected_entropy", expected_entropy, per_class[:1], like=rows, minimum=0.0),
@@ -135,7 +135,7 @@ class Prediction:
         *,
         targets: "Tensor | ArrayLike | None" = None,
         mean_logits: Tensor | None = None,
-        energy: Tensor | None = None,
+        evidence: Tensor | None = None,
         logit_variance: Tensor | None = None,
         split_unavailable: str | None = None,
     ) -> "Prediction":
@@ -148,7 +148,7 @@ class Prediction:
             targets: `(B,)` integers in [0, C).
             mean_logits: what `prediction.logits` answers, where that is not `logits`: the posterior mean, when `logits`
                 have been scaled by the mean-field approximation. Same shape as `logits`.
-            energy: `(B,)`, where it is not that of `logits`, which a temperature has divided.
+            evidence: `(B, C)`, what `prediction.evidence` answers, where it is not `logits`, divided by a temperature.
             logit_variance: variance of the logits, of the same shape as `logits`.
             split_unavailable: as in `Prediction`.
 
@@ -163,8 +163,10 @@ class Prediction:
                 "one row of logits an input"
             )
         shape = logits.shape
-        single = logits.dim() == 1 or shape[1] == 1
-        logits = two_class_logits(as_finite("logits", logits, shape, like=logits))
+        logits = as_finite("logits", logits, shape, like=logits)
+        if evidence is None and (mean_logits is not None or shape[1:] in ((), (1,))):
+            evidence = evidence_of(logits)
+        logits = two_class_logits(logits)
         mean_logits = as_part("mean_logits", mean_logits, shape, like=logits)
         logit_variance = as_part("logit_variance", logit_variance, shape, like=logits, minimum=0.0)
         # Not through __init__: what is made of finite logits need not be looked at again.
@@ -176,9 +178,7 @@ class Prediction:
             targets=None if targets is None else as_class_indices("targets", targets, probs),
             calibration=None,
             _logits=logits if mean_logits is None else two_class_logits(mean_logits),
-            _energy=energy_of(logits, single=single)
-            if energy is None and (single or mean_logits is not None)
-            else as_part("energy", energy, probs.shape[:1], like=probs),
+            _evidence=as_part("evidence", evidence, probs.shape, like=probs),
             _ood_score=None,
             _logit_variance=None if logit_variance is None else two_class_logits(logit_variance),
             _expected_entropy=None,
@@ -193,7 +193,7 @@ class Prediction:
         *,
         targets: "Tensor | ArrayLike | None" = None,
         logits: Tensor | None = None,
-        energy: Tensor | None = None,
+        evidence: Tensor | None = None,
         logit_variance: Tensor | None = None,
         log: bool = False,
     ) -> "Prediction":
@@ -206,7 +206,7 @@ class Prediction:
             samples: `(S, B, C)` probabilities, `S >= 1`, each row a distribution as in `Prediction`.
             targets: `(B,)` integers in [0, C).
             logits: `(B, C)`, what `prediction.logits` answers.
-            energy: `(B,)`, what `prediction.energy` answers, where it is not that of `logits`.
+            evidence: `(B, C)`, what `prediction.evidence` answers, where that is not `logits`.
             logit_variance: `(B, C)`, what `prediction.logit_variance` answers.
             log: `samples` are log-probabilities, which keeps what a probability rounds to 0 or 1.
 
@@ -220,7 +220,7 @@ class Prediction:
             targets=targets,
             log_probs=mixture.log_probs,
             logits=logits,
-            energy=energy,
+            evidence=evidence,
             logit_variance=logit_variance,
             expected_entropy=mixture.expected_entropy,
             class_std=mixture.class_std,
@@ -289,32 +289,37 @@ class Prediction:
         return self._given("logits")
 
     @property
-    def energy(self) -> Tensor:
-        """`(B,)`: `-log sum_c exp f_c`, how little evidence the logits `f` are for any class.
+    def evidence(self) -> Tensor:
+        """`(B, C)`: the logits `f` that `energy` and `ood_score` look at.
 
-        `f` are the logits before any temperature, for MC dropout and an ensemble their mean over passes or members; for
-        SNGP the mean-field logits, at the temperature that belongs to their factor; of a single logit `z`,
-        `[-z/2, z/2]`. The module `hesitant.prediction.evidence` says why.
+        `logits`, but for SNGP the mean-field logits at their temperature, and of a single logit `z` `[-z/2, z/2]`.
 
         Raises:
             UnavailableError: the prediction was made from probabilities.
         """
-        implied = self._energy is None and self._logits is not None
-        return energy_of(self._given("logits")) if implied else self._given("energy")
+        return self._given("logits", asked="evidence") if self._evidence is None else self._evidence
+
+    @property
+    def energy(self) -> Tensor:
+        """`(B,)`: `-log sum_c exp f_c`, of the logits `f` of `evidence` (Liu et al. 2020).
+
+        Raises:
+            UnavailableError: as `evidence`.
+        """
+        return energy_of(self.evidence)
 
     @property
     def ood_score(self) -> Tensor:
         """`(B,)` float64: how little an input is like the training data; higher means less.
 
-        What a detector gave; else, where there are logits, the Dempster-Shafer uncertainty `C / (C + sum_c exp f_c)` in
-        [0, 1], with `f` as in `energy`; else the `predictive_entropy`. The module `hesitant.prediction.evidence` says
-        why. For errors on in-domain inputs the `confidence` is the right order.
+        What a detector gave; else, where there are logits, `exp(-KL(uniform || softmax f))` in [0, 1] of `evidence`
+        (the module `hesitant.prediction.evidence` says why); else the `predictive_entropy`.
         """
         if self._ood_score is not None:
             return self._ood_score
-        if self._energy is None and self._logits is None:
+        if self._evidence is None and self._logits is None:
             return self.predictive_entropy.double()
-        return dempster_shafer(self.energy, self.probs.shape[1])
+        return uniformity(self.evidence)
 
     @property
     def logit_variance(self) -> Tensor:
@@ -329,13 +334,10 @@ class Prediction:
     def available(self) -> tuple[str, ...]:
         """The names of the fields that this prediction has, as `numpy` answers with them."""
         names = ["probs", "log_probs", "labels", "confidence", "predictive_entropy", "predictive_variance", "ood_score"]
-        if self._energy is not None or self._logits is not None:
-            names.append("energy")
-        if self._expected_entropy is not None:
-            names += ["expected_entropy", "mutual_information"]
-        names += [name for name in ("class_std", "logits", "logit_variance") if getattr(self, f"_{name}") is not None]
-        names += ["targets"] if self.targets is not None else []
-        return tuple(names)
+        names += ["energy"] * (self._evidence is not None or self._logits is not None)
+        names += ["expected_entropy", "mutual_information"] * (self._expected_entropy is not None)
+        given = ("_class_std", "_logits", "_evidence", "_logit_variance", "targets")
+        return (*names, *(name.lstrip("_") for name in given if getattr(self, name) is not None))
 
     def with_targets(self, targets: "Tensor | ArrayLike") -> "Prediction":
         """The same prediction with `targets`, `(B,)` integers in [0, C), in place of those that it has.

@@ -9,8 +9,6 @@ _ONE_DISTRIBUTION = (
 )
 _NOT_GIVEN = {
     "logits": "this prediction was made from probabilities. Make it with Prediction.from_logits, or pass logits=...",
-    "energy": "this prediction was made from probabilities, and the energy is of logits. Make it with "
-    "Prediction.from_logits, or pass logits=... or energy=...",
     "logit_variance": "only a method with a distribution over logits has it. Predict with SNGP, or pass it by name",
 }
 

@@ -434,11 +434,13 @@ def test_its_repr_says_what_it_promises():
 
 
 def known_and_unknown(num_inputs: int = 2000, seed: int = 0) -> tuple[Prediction, Prediction]:
-    """Inputs whose confidences are right, and others of which the model is sure, and yet finds little evidence."""
+    """Inputs whose confidences are right, half of the classes ruled out, and others that are sure and rule out less."""
     known = logits_prediction(num_inputs, seed=seed)
-    unknown = torch.full((num_inputs, 4), -40.0, dtype=torch.float64)
-    unknown[:, 0] = -20
-    return known, Prediction.from_logits(unknown)
+    ruled_out = torch.full((num_inputs, 4), -30.0, dtype=torch.float64)
+    unknown = torch.zeros(num_inputs, 8, dtype=torch.float64)
+    unknown[:, 0] = 12
+    with_all_classes = Prediction.from_logits(torch.cat([known.logits, ruled_out], 1), targets=known.targets)
+    return with_all_classes, Prediction.from_logits(unknown)
 
 
 def test_a_guard_hands_over_what_a_confidence_cannot_tell():

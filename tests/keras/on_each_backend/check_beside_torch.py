@@ -33,6 +33,9 @@ def test_answers_become_predictions():
         prediction = answer.prediction(Y)
         np.testing.assert_allclose(prediction.probs.numpy(), answer.probs, atol=1e-6)
         assert np.array_equal(prediction.targets.numpy(), Y)
+        logits = answer.logits.astype(np.float64)  # the score is of the logits' mean over the passes
+        uniformity = 2 * np.exp((logits - np.logaddexp.reduce(logits, -1, keepdims=True)).mean(-1))
+        np.testing.assert_allclose(prediction.ood_score, uniformity, rtol=1e-5)
         if split:
             np.testing.assert_allclose(prediction.class_std.numpy(), answer.class_std, atol=1e-5)
     model, with_variance = functional()
@@ -41,6 +44,8 @@ def test_answers_become_predictions():
     np.testing.assert_allclose(answer.logit_variance, with_variance.predict(X, verbose=0)[1], atol=1e-6)
     prediction = answer.prediction(Y)
     np.testing.assert_allclose(prediction.logit_variance.numpy()[:, 0], answer.logit_variance)
+    # A factor shrinks the mean-field logits, which the score looks at.
+    assert (SNGP(model, mean_field_factor=50.0).predict(X).prediction().ood_score > prediction.ood_score).all()
     assert BACKEND == "torch" or sys.modules.get("triton") is None
 
 
@@ -120,6 +125,22 @@ def test_the_head_of_an_sngp_goes_over_with_its_own_parametrization():
     np.testing.assert_allclose(numbers(logits), posterior.mean.detach().numpy(), atol=2e-6)
 
 
+def test_a_ridge_that_has_decayed_goes_over_with_the_covariance():
+    import torch
+
+    from hesitant.nn import RandomFeatureGaussianProcess as TorchProcess
+
+    module = TorchProcess(4, 2, num_inducing=64, momentum=0.5, ridge_decay=True)
+    for start in range(0, 60, 20):
+        module.update(torch.from_numpy(X[start : start + 20]))
+    layer = RandomFeatureGaussianProcess(2, 64)
+    layer.build((None, 4))
+    from_torch(layer, module)
+    assert float(module.laplace.ridge_weight) == pytest.approx(0.125)
+    expected = module.eval().posterior(torch.from_numpy(X)).variance[:, 0]
+    np.testing.assert_allclose(numbers(layer(X, training=False)[1]), expected.detach().numpy(), rtol=1e-4)
+
+
 def test_kernels_go_over_in_the_layout_of_each():
     import torch
 
@@ -191,7 +212,16 @@ def test_the_methods_of_pytorch_send_a_keras_model_here():
 
 
 def test_a_fitted_covariance_survives_the_exchange_of_a_whole_model():
+    from hesitant.nn import RandomFeatureGaussianProcess as TorchProcess
+
     model, with_variance = functional()
     fit_covariance(model, X)
     _, variance = with_variance.predict(X, verbose=0)
     assert (variance > 0).all()
+    layer = next(layer for layer in model.layers if isinstance(layer, RandomFeatureGaussianProcess))
+    module = TorchProcess(16, 2, num_inducing=64).eval()
+    to_torch(layer, module)
+    other, answers = functional()
+    other.set_weights(model.get_weights())
+    from_torch(next(layer for layer in other.layers if isinstance(layer, RandomFeatureGaussianProcess)), module)
+    np.testing.assert_allclose(answers.predict(X, verbose=0)[1], variance, atol=1e-6)

@@ -12,13 +12,13 @@ KINDS: Final = ("probs", "samples", "logits")  # the first that is there says wh
 PARTS: Final = (
     "log_probs",
     "logits",
-    "energy",
+    "evidence",
     "ood_score",
     "logit_variance",
     "expected_entropy",
     "class_std",
 )
-_PER_INPUT: Final = ("energy", "ood_score", "expected_entropy")
+_PER_INPUT: Final = ("ood_score", "expected_entropy")
 COSTS: Final = ("milliseconds", "parameters", "training_seconds")
 OOD: Final = "ood."
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from hesitant.evaluation.comparison.columns import Cost
 from hesitant.evaluation.comparison.prediction_arrays import COSTS, OOD, PARTS, place_of, require_fitting
 from hesitant.files import read_npz, write_npz
-from hesitant.prediction import Prediction, UnavailableError
+from hesitant.prediction import Prediction
 
 __all__ = ["PredictionFile", "load_predictions", "require_same_sets", "save_predictions"]
 
@@ -128,11 +128,7 @@ def _arrays(prediction: Prediction) -> dict[str, Any]:
     tensors = {"probs": prediction.probs, "log_probs": prediction.log_probs}
     if prediction.targets is not None:
         tensors["targets"] = prediction.targets
-    for part in PARTS[1:]:
-        try:
-            tensors[part] = getattr(prediction, part)
-        except UnavailableError:
-            continue
+    tensors |= {part: getattr(prediction, part) for part in PARTS[1:] if part in prediction.available}
     arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
     digest = prediction.calibration
     return arrays if digest is None else {**arrays, "calibration": np.array(int(digest, 16), dtype=np.uint64)}

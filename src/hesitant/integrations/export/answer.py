@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hesitant.methods import Outputs, energy_of_output, log_probs_of, tempered
-from hesitant.prediction import as_floating, energy_of, entropy, two_class_logits
+from hesitant.methods import Outputs, log_probs_of, tempered
+from hesitant.prediction import as_floating, energy_of, entropy, evidence_of, two_class_logits, uniformity
 
 _SERIES = 1e-4  # below, four terms of log1p's series are exact in float64
 
@@ -20,7 +20,7 @@ class Answer(NamedTuple):
         probs: ``(B, C)``.
         log_probs: ``(B, C)`` float64.
         logits: ``(B, C)`` before any temperature; None where the model answers probabilities.
-        energy: ``(B,)``; None where there are no logits.
+        evidence: ``(B, C)``, the logits that scores look at; None where there are none.
         distance: ``(B,)``, what a method's own detector answers as ``ood_score``.
         logit_variance: ``(B, C)``, of SNGP.
         expected_entropy: ``(B,)`` float64, the aleatoric part.
@@ -30,7 +30,7 @@ class Answer(NamedTuple):
     log_probs: Tensor
     expected_entropy: Tensor
     logits: Tensor | None = None
-    energy: Tensor | None = None
+    evidence: Tensor | None = None
     distance: Tensor | None = None
     logit_variance: Tensor | None = None
 
@@ -44,16 +44,19 @@ class Answer(NamedTuple):
         """``(B,)`` float64, as that of a ``Prediction``."""
         if self.distance is not None:
             return self.distance.double()
-        if self.energy is None:
-            return self.predictive_entropy
-        return self.dempster_shafer
+        return self.predictive_entropy if self.evidence is None else uniformity(self.evidence)
+
+    @property
+    def energy(self) -> Tensor:
+        """``(B,)`` float64, as that of a ``Prediction``: where there are logits."""
+        assert self.evidence is not None
+        return energy_of(self.evidence).double()
 
     @property
     def dempster_shafer(self) -> Tensor:
         """``C / (C + exp(-energy))`` ``(B,)`` float64, as ``prediction.dempster_shafer``: where there are logits."""
-        assert self.energy is not None
         # Not torch.sigmoid: that of ONNX Runtime loses all digits of what is below 1e-20.
-        return 1 / (1 + torch.exp(-self.energy.double() - math.log(self.probs.shape[1])))
+        return 1 / (1 + torch.exp(-self.energy - math.log(self.probs.shape[1])))
 
     @property
     def complement(self) -> Tensor:
@@ -67,14 +70,14 @@ def answer_of(
     temperature: float,
     *,
     mean_logits: Tensor | None = None,
-    energy: Tensor | None = None,
+    evidence: Tensor | None = None,
     logit_variance: Tensor | None = None,
     distance: Tensor | None = None,
 ) -> Answer:
     """Answers what ``prediction_of`` does, of a model's output ``(B, C)`` at a temperature."""
     if outputs == "logits":
         output = as_floating("logits", output)
-        energy = energy_of_output(output) if energy is None else energy
+        evidence = evidence_of(output) if evidence is None else evidence
         mean_logits = output if mean_logits is None else mean_logits
         scaled = two_class_logits(output if temperature == 1 else output / temperature)
         probs, log_probs = torch.softmax(scaled, -1), torch.log_softmax(scaled.double(), -1)
@@ -87,7 +90,7 @@ def answer_of(
         log_probs,
         entropy(log_probs.exp(), log_probs),
         logits=None if mean_logits is None else two_class_logits(mean_logits),
-        energy=energy,
+        evidence=evidence,
         distance=distance,
         logit_variance=None if logit_variance is None else two_class_logits(logit_variance),
     )
@@ -114,45 +117,32 @@ def answer_of_passes(logits: Tensor, outputs: Outputs, temperature: float, *, si
         _sharpened(torch.logsumexp(log_passes, 0) - math.log(logits.shape[0])),
         entropy(passes, log_passes).mean(0),
         logits=mean_logits,
-        energy=None if mean_logits is None else energy_of(mean_logits, single=single),
+        evidence=None if mean_logits is None else evidence_of(mean_logits[:, 1:] if single else mean_logits),
     )
 
 
-def mixed(answers: Sequence[Answer], evidence: Sequence[Tensor] | None) -> Answer:
-    """Answers the mean of members' answers, each with the same weight.
-
-    Args:
-        answers: Of the members.
-        evidence: ``(B, C)`` of each, the logits that its ``energy`` is of; None where a member has none.
-    """
-    logits = energy = variance = distance = None
-    if evidence is not None:
-        given = torch.stack([answer.logits for answer in answers if answer.logits is not None])
-        logits = given.mean(0)
-        total = torch.stack([_shifted(each, answer) for each, answer in zip(evidence, answers, strict=True)])
-        energy = energy_of(total.mean(0))
-        variances = [answer.logit_variance for answer in answers if answer.logit_variance is not None]
-        if len(variances) == len(answers):
-            variance = torch.stack(variances).mean(0) + given.var(0, correction=0)
-    distances = [answer.distance for answer in answers if answer.distance is not None]
-    if len(distances) == len(answers):
-        distance = torch.stack(distances).mean(0)
+def mixed(answers: Sequence[Answer]) -> Answer:
+    """Answers the mean of members' answers, each with the same weight."""
+    logits, evidence, variance, distance = (
+        _all_of([getattr(answer, name) for answer in answers])
+        for name in ("logits", "evidence", "logit_variance", "distance")
+    )
     log_probs = torch.stack([answer.log_probs for answer in answers])
     return Answer(
         torch.stack([answer.probs for answer in answers]).mean(0),
         _sharpened(torch.logsumexp(log_probs, 0) - math.log(len(answers))),
         torch.stack([answer.expected_entropy for answer in answers]).mean(0),
-        logits=logits,
-        energy=energy,
-        distance=distance,
-        logit_variance=variance,
+        logits=None if logits is None else logits.mean(0),
+        evidence=None if evidence is None else evidence.mean(0),
+        distance=None if distance is None else distance.mean(0),
+        logit_variance=None if variance is None or logits is None else variance.mean(0) + logits.var(0, correction=0),
     )
 
 
-def _shifted(evidence: Tensor, answer: Answer) -> Tensor:
-    """Answers a member's logits in float64, shifted to its energy: they may be ``[0, z]``, or posterior means."""
-    assert answer.energy is not None
-    return evidence.double().log_softmax(-1) - answer.energy.double().unsqueeze(-1)
+def _all_of(parts: list[Tensor | None]) -> Tensor | None:
+    """Answers them as one tensor ``(S, ...)``, if none is missing."""
+    given = [part for part in parts if part is not None]
+    return torch.stack(given) if len(given) == len(parts) else None
 
 
 def _rest(log_probs: Tensor) -> tuple[Tensor, Tensor]:

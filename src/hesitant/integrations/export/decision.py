@@ -23,7 +23,7 @@ _SCORES: dict[Score, Callable[[Answer], Tensor]] = {
     "mutual_information": lambda answer: answer.predictive_entropy - answer.expected_entropy,
     "logit_variance": lambda answer: _known(answer.logit_variance).double().mean(-1),
     "dempster_shafer": lambda answer: answer.dempster_shafer,
-    "energy": lambda answer: _known(answer.energy).double(),
+    "energy": lambda answer: answer.energy,
 }
 
 

@@ -13,14 +13,14 @@ from hesitant.methods import (
     DeepEnsemble,
     ModelWrapper,
     Outputs,
-    energy_of_output,
     in_eval_mode,
     logits_of,
     replica,
     require_rows,
 )
 from hesitant.methods.gaussian_head import gaussian_process_in
-from hesitant.nn import GaussianLogits, recorded
+from hesitant.nn import recorded
+from hesitant.prediction import evidence_of
 
 
 class Graph(Protocol):
@@ -110,17 +110,10 @@ class SNGPGraph(nn.Module):
             self.outputs,
             temperature,
             mean_logits=mean,
-            energy=energy_of_output(evidence.to(mean.dtype) / temperature),
+            evidence=evidence_of(evidence.to(mean.dtype) / temperature),
             logit_variance=variance,
             distance=None if self.neighbors is None else self.neighbors.all_at_once(features),
         )
-
-    def evidence(self, answer: Answer, temperature: float) -> Tensor:
-        """Answers the logits ``(B, C)`` that the energy of an answer is of."""
-        assert answer.logits is not None
-        assert answer.logit_variance is not None
-        gaussian = GaussianLogits(answer.logits.double(), answer.logit_variance.double())
-        return gaussian.mean_field_logits(self.head.factor_of_mean_field) / temperature
 
 
 class EnsembleGraph(nn.Module):
@@ -140,14 +133,8 @@ class EnsembleGraph(nn.Module):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], temperature: float, masks: Iterator[Tensor] | None
     ) -> Answer:
         """Answers about the inputs of one forward pass."""
-        answers: list[Answer] = []
-        evidence: list[Tensor] | None = []
-        for member, own in zip(self.members, self.temperatures, strict=True):
-            answer: Answer = member(args, kwargs, temperature * own, masks)
-            answers.append(answer)
-            if answer.logits is None:
-                evidence = None
-            elif evidence is not None:
-                shrunk = member.evidence(answer, temperature * own) if isinstance(member, SNGPGraph) else answer.logits
-                evidence.append(shrunk)
-        return mixed(answers, evidence)
+        answers: list[Answer] = [
+            member(args, kwargs, temperature * own, masks)
+            for member, own in zip(self.members, self.temperatures, strict=True)
+        ]
+        return mixed(answers)

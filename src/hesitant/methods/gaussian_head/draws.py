@@ -15,11 +15,11 @@ def monte_carlo(
     num_samples: int,
     generator: torch.Generator,
     temperature: float,
-    energy: Tensor,
+    evidence: Tensor,
 ) -> Prediction:
     """Answers the Prediction of ``num_samples`` draws of each input's logits, a few inputs at a time.
 
-    ``energy`` ``(B,)`` is that of the mean-field logits, which draws need not tell again.
+    ``evidence`` ``(B, C)`` are the mean-field logits, which scores look at.
     """
     gaussian = GaussianLogits(two_class_logits(gaussian.mean), two_class_logits(gaussian.variance))
     rows = max(1, _SAMPLES_AT_ONCE // (num_samples * gaussian.mean.shape[1]))
@@ -32,7 +32,7 @@ def monte_carlo(
                 torch.log_softmax(part.sample(num_samples, generator) / temperature, -1),  # (S, B, C)
                 targets=None if targets is None else targets[chosen],
                 logits=part.mean,
-                energy=energy[chosen],
+                evidence=evidence[chosen],
                 logit_variance=part.variance,
                 log=True,
             )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hesitant.nn import NearestNeighbors, RandomFeatureGaussianProcess, UniformSample
 
-OodScore = Literal["dempster_shafer", "knn"]
+OodScore = Literal["logits", "knn"]
 
 
 def neighbors_for(ood_score: OodScore, gp: RandomFeatureGaussianProcess) -> NearestNeighbors | None:
@@ -19,8 +19,8 @@ def neighbors_for(ood_score: OodScore, gp: RandomFeatureGaussianProcess) -> Near
         ValueError: The score is unknown, or there is no pass over the training data that would keep features.
     """
     if ood_score not in get_args(OodScore):
-        raise ValueError(f"ood_score={ood_score!r} is not known: expected 'dempster_shafer' or 'knn'.")
-    if ood_score == "dempster_shafer":
+        raise ValueError(f"ood_score={ood_score!r} is not known: expected 'logits' or 'knn'.")
+    if ood_score == "logits":
         return None
     if gp.laplace.momentum is not None:
         raise ValueError(

@@ -17,7 +17,7 @@ from hesitant.methods.outputs import Ending, Outputs, log_probs_of, logits_of, r
 from hesitant.methods.replica import in_eval_mode, replica
 from hesitant.methods.temperature import tempered
 from hesitant.methods.wrapper import Gathered, device_of, outputs_of, probed_logits
-from hesitant.prediction import Mixture, as_finite, energy_of, two_class_logits
+from hesitant.prediction import Mixture, as_finite, evidence_of, two_class_logits
 
 
 class DeterministicMembers:
@@ -62,9 +62,9 @@ class DeterministicMembers:
         return self._log_probs_of(self._outputs(group))
 
     def mixture(self, group: Sequence[Batch], temperature: float) -> tuple[Mixture, Tensor | None]:
-        """Answers the members' mixture at a temperature around them, and the energy ``(N,)`` of their mean logits.
+        """Answers the members' mixture at a temperature around them, and the evidence ``(N, C)`` in their mean logits.
 
-        Logits and energy are before any temperature, and None where a member answers probabilities.
+        Both are before any temperature, and None where a member answers probabilities.
 
         Raises:
             ValueError: As :meth:`log_probs`.
@@ -77,7 +77,7 @@ class DeterministicMembers:
         for output in outputs:
             mean += two_class_logits(output).to(mean) / len(outputs)
         single = outputs[0].ndim == 1 or outputs[0].shape[-1] == 1
-        return Mixture.of_passes(log_probs, mean), energy_of(mean, single=single)
+        return Mixture.of_passes(log_probs, mean), evidence_of(mean[:, 1:] if single else mean)
 
     # ---------------------------------------------------------------- inside
 
