@@ -53,8 +53,7 @@ class Prediction:
         log_probs: `(B, C)` log of `probs`, where it is known more exactly than `probs` can hold; otherwise computed.
         logits: `(B, C)`; for SNGP the posterior mean, so that `softmax(logits)` need not be `probs`.
         evidence: `(B, C)`, the logits that `energy` and `ood_score` look at, where they are not `logits`.
-        ood_score: `(B,)`, what `prediction.ood_score` answers, such as a detector's; higher means further from the
-            training data.
+        ood_score: `(B,)`, what a detector says, higher of what is further from the training data.
         logit_variance: `(B, C)`, not negative.
         expected_entropy: `(B,)`, the mean entropy of the samples whose mean is `probs`.
         class_std: `(B, C)`, not negative, the population standard deviation of `probs` over samples or members.
