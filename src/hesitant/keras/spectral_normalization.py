@@ -1,5 +1,6 @@
 """Bounds the spectral norm of a layer's kernel while it trains, as a constraint that every Keras optimizer applies."""
 
+import functools
 from typing import Any, Literal
 
 import keras
@@ -57,12 +58,15 @@ class SpectralNormalization(keras.layers.Wrapper):
             "trainable": keras.backend.backend() == "jax",
         }
         shapes = self.operator.output_shape, self.operator.input_shape
+
+        @functools.cache  # made when Keras fills the weights, and for both of them
+        def warm() -> tuple[Any, Any, Any]:
+            wide = ops.stop_gradient(ops.cast(ops.convert_to_tensor(kernel), exact))
+            return self._power_iteration(wide, self._start(wide), self.operator.warm_up)
+
         self.u, self.v = (
             self.add_weight(
-                name=name,
-                shape=shape,
-                initializer=lambda shape, dtype=None, place=place: self._warm(kernel, dtype)[place],
-                **options,
+                name=name, shape=shape, initializer=lambda shape, dtype=None, place=place: warm()[place], **options
             )
             for place, (name, shape) in enumerate(zip("uv", shapes, strict=True))
         )
@@ -132,10 +136,6 @@ class SpectralNormalization(keras.layers.Wrapper):
         finally:
             self.layer.kernel_initializer = draw
         self.layer.built = True
-
-    def _warm(self, kernel: Any, dtype: Any) -> tuple[Any, Any, Any]:
-        wide = ops.stop_gradient(ops.cast(ops.convert_to_tensor(kernel), dtype))
-        return self._power_iteration(wide, self._start(wide), self.operator.warm_up)
 
     def _start(self, kernel: Any) -> Any:
         # The same for the same shapes: what matters is that no direction is left out.
