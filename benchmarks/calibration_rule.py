@@ -19,7 +19,7 @@ calibrate            The largest factor whose NLL is worse than the least by at 
 one_standard_error   The same without the 2 %, on a ladder that begins at 0: the rule of before.
 least_nll            The factor of the least NLL on that ladder.
 
-Only then `report` loads the test data and the out-of-domain data: AUROC by confidence, entropy and Dempster-Shafer, for
+Only then `report` loads the test data and the out-of-domain data: AUROC by confidence, entropy and `ood_score`, for
 each rule and for each factor of the ladder.
 """
 

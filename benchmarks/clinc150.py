@@ -99,7 +99,7 @@ def frozen_rows() -> dict[str, Row]:
 
 def frozen_study(work: Path, epochs: int) -> Study:
     """Answers the study on frozen embeddings."""
-    settings = {"epochs": epochs, "network": "384-512-150, ReLU, dropout .1", "validation": "1,500 tune, 1,500 defer"}
+    settings = {"epochs": epochs, "network": "384-512-C, ReLU, dropout .1", "validation": "1,500 tune, 1,500 defer"}
     build, train = partial(build_frozen, NUM_CLASSES), partial(train_frozen, epochs)
     return Study("frozen", frozen_rows(), build, train, work, settings)
 

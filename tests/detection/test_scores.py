@@ -197,7 +197,7 @@ def energy(logits: Tensor) -> Tensor:
 def test_every_method_has_them_and_no_temperature_moves_those_of_a_plain_model(name):
     method = METHODS[name]()
     before = method.predict(X)
-    assert {"logits", "energy", "ood_score"} <= set(before.available)
+    assert {"logits", "evidence", "energy", "ood_score"} <= set(before.available)
     method.temperature = 0.3
     after = method.predict(X)
     assert not torch.allclose(after.probs, before.probs, atol=1e-2)

@@ -77,7 +77,7 @@ def probabilities(outputs: np.ndarray, kind: Outputs) -> np.ndarray:
     Raises:
         ValueError: They are said to be probabilities and are none.
     """
-    outputs = np.asarray(outputs, dtype=np.float64 if outputs.dtype == np.float64 else np.float32)
+    outputs = wide(outputs)
     if kind == "probabilities":
         if outputs.shape[-1] == 1:
             outputs = np.concatenate([1 - outputs, outputs], axis=-1)
@@ -93,6 +93,7 @@ def probabilities(outputs: np.ndarray, kind: Outputs) -> np.ndarray:
 
 def of_passes(outputs: np.ndarray, kind: Outputs) -> Answer:
     """Answers the mean of what passes or members answered, ``(S, B, C)``."""
+    outputs = wide(outputs)
     samples = probabilities(outputs, kind)
     return Answer(samples.mean(axis=0), samples=samples, **logits_and_evidence(outputs.mean(axis=0), kind))
 
@@ -101,7 +102,13 @@ def logits_and_evidence(outputs: np.ndarray, kind: Outputs) -> dict[str, np.ndar
     """Answers what an `Answer` says of logits ``(B, C)``, or of one column of them; of probabilities nothing."""
     if kind == "probabilities":
         return {}
+    outputs = wide(outputs)
     return {"logits": two_columns(outputs), "evidence": centred(outputs) if outputs.shape[-1] == 1 else None}
+
+
+def wide(numbers: np.ndarray) -> np.ndarray:
+    """Answers numbers in float32 at least: PyTorch reads no bfloat16 of NumPy's."""
+    return np.asarray(numbers, dtype=np.float64 if numbers.dtype == np.float64 else np.float32)
 
 
 def centred(logits: np.ndarray) -> np.ndarray:

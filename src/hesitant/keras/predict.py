@@ -17,6 +17,7 @@ from hesitant.keras.answers import (
     of_passes,
     probabilities,
     two_columns,
+    wide,
 )
 from hesitant.keras.concrete import array_of
 from hesitant.keras.covariance_pass import PosteriorPass
@@ -102,7 +103,7 @@ class SNGP(_Method):
         self._posterior = PosteriorPass(model)
 
     def _answer(self, x: Any, batch_size: int | None) -> Answer:
-        logits, variance = self._posterior.predict(x, batch_size=batch_size, verbose=0)
+        logits, variance = map(wide, self._posterior.predict(x, batch_size=batch_size, verbose=0))
         adjusted = array_of(mean_field_logits(logits, variance, self.mean_field_factor))
         return Answer(
             probabilities(adjusted, "logits"),

@@ -338,7 +338,7 @@ class DeepEnsemble(Tempered):
         if all("logits" in prediction.available for prediction in predictions):
             means = torch.stack([prediction.logits for prediction in predictions])
             logits = means.mean(0)
-            if any("evidence" in prediction.available for prediction in predictions):  # and not their logits alone
+            if any(prediction.evidence is not prediction.logits for prediction in predictions):
                 evidence = torch.stack([prediction.evidence for prediction in predictions]).mean(0)
             if all("logit_variance" in prediction.available for prediction in predictions):
                 within = torch.stack([prediction.logit_variance for prediction in predictions]).mean(0)

@@ -333,9 +333,9 @@ class Prediction:
     def available(self) -> tuple[str, ...]:
         """The names of the fields that this prediction has, as `numpy` answers with them."""
         names = ["probs", "log_probs", "labels", "confidence", "predictive_entropy", "predictive_variance", "ood_score"]
-        names += ["energy"] * (self._evidence is not None or self._logits is not None)
+        names += ["energy", "evidence"] * (self._evidence is not None or self._logits is not None)
         names += ["expected_entropy", "mutual_information"] * (self._expected_entropy is not None)
-        given = ("_class_std", "_logits", "_evidence", "_logit_variance", "targets")
+        given = ("_class_std", "_logits", "_logit_variance", "targets")
         return (*names, *(name.lstrip("_") for name in given if getattr(self, name) is not None))
 
     def with_targets(self, targets: "Tensor | ArrayLike") -> "Prediction":
@@ -407,7 +407,7 @@ class Prediction:
         """A `pandas.DataFrame` with a row an input.
 
         Columns: `label`, `confidence`, the uncertainties, `target` where known, then `probs_0`, `probs_1`,
-        ... and likewise `class_std_0`, `logits_0`, `logit_variance_0` where available.
+        ... and likewise `class_std_0`, `logits_0`, `evidence_0`, `logit_variance_0` where available.
 
         Raises:
             ImportError: pandas is not installed.

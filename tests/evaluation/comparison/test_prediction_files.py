@@ -39,6 +39,16 @@ def test_what_is_saved_comes_back_to_the_last_bit(tmp_path):
             np.testing.assert_array_equal(found.numpy()[name], array, err_msg=name)
 
 
+def test_evidence_is_saved_where_it_is_not_the_logits(tmp_path):
+    logits = torch.tensor([[2.0, -1.0], [0.0, 3.0]])
+    targets = torch.tensor([0, 1])
+    for name, evidence in (("plain", None), ("shrunk", logits / 3)):
+        prediction = Prediction.from_logits(logits, targets=targets, evidence=evidence)
+        path = save_predictions(tmp_path / f"{name}.npz", prediction)
+        assert ("evidence" in np.load(path)) == (evidence is not None)
+        assert torch.equal(load_predictions(path).prediction.evidence, logits if evidence is None else evidence)
+
+
 def test_probabilities_logits_and_samples_make_the_same_prediction(tmp_path):
     plain = load_predictions(written(tmp_path, probs=PROBS, targets=TARGETS)).prediction
     logits = load_predictions(written(tmp_path, logits=np.log(PROBS), targets=TARGETS)).prediction

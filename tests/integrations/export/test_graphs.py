@@ -48,6 +48,9 @@ METHODS: dict[str, Callable[[], Any]] = {
     "ensemble of single logits": lambda: hesitant.DeepEnsemble([network(seed, classes=1) for seed in range(2)]),
     "ensemble of sngps": lambda: hesitant.DeepEnsemble([sngp(0), sngp(1)], temperature=1.5),
     "ensemble of neighbours": lambda: hesitant.DeepEnsemble([sngp(0, ood_score="knn"), sngp(1, ood_score="knn")]),
+    "ensemble in an ensemble of neighbours": lambda: hesitant.DeepEnsemble(
+        [sngp(0, ood_score="knn"), hesitant.DeepEnsemble([sngp(1, ood_score="knn"), sngp(2, ood_score="knn")])]
+    ),
     "ensemble of all kinds": heterogeneous,
 }
 

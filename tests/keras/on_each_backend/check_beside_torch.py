@@ -49,6 +49,20 @@ def test_answers_become_predictions():
     assert BACKEND == "torch" or sys.modules.get("triton") is None
 
 
+def test_answers_in_half_precision_become_predictions():
+    policy = keras.config.dtype_policy()
+    for name in ("mixed_float16", "mixed_bfloat16"):
+        keras.config.set_dtype_policy(name)
+        try:
+            members = [plain() for _ in range(2)]
+        finally:
+            keras.config.set_dtype_policy(policy)
+        for method in (Deterministic(members[0]), MCDropout(members[0], 4), DeepEnsemble(members)):
+            answer = method.predict(X)
+            assert answer.logits.dtype == np.float32
+            np.testing.assert_array_equal(answer.prediction().evidence.numpy(), answer.logits)
+
+
 def test_keras_models_stand_beside_those_of_pytorch():
     import torch
 

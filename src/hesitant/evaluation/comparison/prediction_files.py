@@ -129,6 +129,8 @@ def _arrays(prediction: Prediction) -> dict[str, Any]:
     if prediction.targets is not None:
         tensors["targets"] = prediction.targets
     tensors |= {part: getattr(prediction, part) for part in PARTS[1:] if part in prediction.available}
+    if "logits" in tensors and tensors["evidence"] is tensors["logits"]:
+        del tensors["evidence"]  # they stand for it, too
     arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
     digest = prediction.calibration
     return arrays if digest is None else {**arrays, "calibration": np.array(int(digest, 16), dtype=np.uint64)}

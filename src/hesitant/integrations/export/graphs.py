@@ -137,4 +137,7 @@ class EnsembleGraph(nn.Module):
             member(args, kwargs, temperature * own, masks)
             for member, own in zip(self.members, self.temperatures, strict=True)
         ]
-        return mixed(answers)
+        answer = mixed(answers)
+        # As predict: the mean distance is that of members which are SNGPs themselves.
+        by_distance = all(isinstance(member, SNGPGraph) for member in self.members)
+        return answer if by_distance else answer._replace(distance=None)

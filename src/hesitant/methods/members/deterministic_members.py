@@ -62,9 +62,9 @@ class DeterministicMembers:
         return self._log_probs_of(self._outputs(group))
 
     def mixture(self, group: Sequence[Batch], temperature: float) -> tuple[Mixture, Tensor | None]:
-        """Answers the members' mixture at a temperature around them, and the evidence ``(N, C)`` in their mean logits.
+        """Answers the members' mixture at a temperature around them, and the evidence ``(N, C)`` of single logits.
 
-        Both are before any temperature, and None where a member answers probabilities.
+        That is before any temperature, and None where the mixture's logits are it, or a member answers probabilities.
 
         Raises:
             ValueError: As :meth:`log_probs`.
@@ -77,7 +77,7 @@ class DeterministicMembers:
         for output in outputs:
             mean += two_class_logits(output).to(mean) / len(outputs)
         single = outputs[0].ndim == 1 or outputs[0].shape[-1] == 1
-        return Mixture.of_passes(log_probs, mean), evidence_of(mean[:, 1:] if single else mean)
+        return Mixture.of_passes(log_probs, mean), evidence_of(mean[:, 1:]) if single else None
 
     # ---------------------------------------------------------------- inside
 
