@@ -28,7 +28,7 @@ import torch
 from _cifar10_images import CLASSES, Part, cifar10
 from _corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from _fast_network import Augmented, FastNetwork, triangular, whitening
-from _real_data import Known, Study, Unseen, bounded, choose, measure, read, standard_rows
+from _real_data import Known, Row, Study, Unseen, bounded, choose, measure, read, standard_rows
 from _tables import tables
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -116,10 +116,16 @@ def train(device: str, model: nn.Module, known: Known, kind: str, number: int) -
     )
 
 
+def rows_of(device: str) -> dict[str, Row]:
+    """Answers the rows; SCALE asks for features that are not negative, which those after a GELU are not."""
+    rows = standard_rows(RECIPES[device].num_members, 100, ensembles=(0,))
+    return {name: row for name, row in rows.items() if device == "cuda" or name != "deterministic_scale"}
+
+
 def study_of(part: str, device: str, filters: Tensor | None, work: Path) -> Study:
     """Answers the study of a part and device."""
     recipe = RECIPES[device]
-    rows = standard_rows(recipe.num_members, 100, ensembles=(0,))
+    rows = rows_of(device)
     settings = {
         "network": "WRN-28-10, AugMix" if device == "cuda" else f"fast network of widths {WIDTHS}",
         "epochs": recipe.epochs,
@@ -168,7 +174,7 @@ def in_colour(grey: Tensor) -> Tensor:
 
 def main() -> None:
     """Chooses and measures what the command line asks for."""
-    rows = list(standard_rows(1, 1))
+    rows = list(rows_of("cuda"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(KEPT), default=list(KEPT))
     parser.add_argument("--phases", nargs="+", choices=["choose", "measure"], default=["choose", "measure"])
@@ -181,16 +187,17 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what was measured, measure nothing")
     arguments = parser.parse_args()
     device, seeds = arguments.device, arguments.seeds or RECIPES[arguments.device].seeds
+    rows = [row for row in arguments.rows if row in rows_of(device)]
     for part in [] if arguments.table else arguments.parts:
         known = known_images(part, arguments.folder)
         if "choose" in arguments.phases:
             study = study_of(part, device, whitening(known.train[0]), arguments.work)
             for seed in seeds:
-                choose(study, known, seed, arguments.rows)
+                choose(study, known, seed, rows)
         if "measure" in arguments.phases:
             study, unseen = study_of(part, device, None, arguments.work), unseen_images(part, arguments.folder)
             for seed in seeds:
-                measure(study, known, unseen, seed, arguments.rows, device, arguments.out)
+                measure(study, known, unseen, seed, rows, device, arguments.out)
     print(tables(read(arguments.out), TITLES))
 
 
