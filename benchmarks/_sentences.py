@@ -5,13 +5,14 @@ A split is loaded by its name and nothing else is read with it: what chooses nam
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 
 Texts = tuple[list[str], Tensor]  # and their classes, -1 for what is none of them
 WIDTH = 384  # of an embedding
@@ -67,6 +68,28 @@ def minilm() -> tuple[Any, nn.Module]:
     path = get_model_path()
     encoder = AutoModel.from_pretrained(path, local_files_only=True)
     return AutoTokenizer.from_pretrained(path, local_files_only=True), encoder
+
+
+class BatchesOfLikeLength(Sampler[list[int]]):
+    """Rows in an order of chance, of which each 50 batches are sorted by length: half of what is computed were padding.
+
+    The batches are then asked for in an order of chance, too. Hugging Face's Trainer calls it ``group_by_length``.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.lengths, self.batch_size, self.generator = torch.tensor(lengths), batch_size, generator
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(len(self.lengths), generator=self.generator)
+        batches: list[Tensor] = []
+        for rows in order.split(50 * self.batch_size):
+            batches += rows[self.lengths[rows].argsort()].split(self.batch_size)
+        for batch in torch.randperm(len(batches), generator=self.generator).tolist():
+            yield batches[batch].tolist()
 
 
 def pooled(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ Writes benchmarks/results/keras_face.json, in which parts and backends that were
 process of its own. What it measures:
 
 tutorial  The tutorial's protocol by model.fit, ten seeds, beside the reference's ranges: deterministic, ten dropout
-          passes, SNGP with its factor of pi / 8; the ensemble is of the ten seeds' deterministic networks.
+          passes, SNGP with its factor of pi / 8; the ensemble is of the ten seeds' deterministic networks. The first
+          seed's surfaces are kept in data/work/keras, for keras_pictures.py.
 mnist     The Keras recipe as it is written (ten epochs, 100 passes).
 cost      A training step and the 10,000 points of the grid, as ratios to the deterministic network's in the same run.
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "keras_face.json"
+SURFACES = Path(__file__).parents[1] / "data" / "work" / "keras"
 BACKENDS, PARTS = ("tensorflow", "jax", "torch"), ("tutorial", "mnist", "cost")
 SEEDS = range(10)
 # FIELD: the reference layers on this protocol, least and most of ten seeds.
@@ -62,11 +64,13 @@ def tutorial() -> dict[str, Any]:
     """Trains the tutorial's networks and answers their figures, least, median and most of the seeds."""
     from _keras_tutorial import BATCH, EPOCHS, DeepResNet, DeepResNetSNGP, cloud, compiled, grid, moons
 
+    import numpy as np
+
     import keras
     from hesitant.keras import SNGP, DeepEnsemble, Deterministic, MCDropout, ResetCovarianceCallback
 
     rows: dict[str, list[dict[str, float]]] = {"deterministic": [], "MC dropout": [], "SNGP": []}
-    members = []
+    members, surfaces = [], {}
     for seed in SEEDS:
         keras.utils.set_random_seed(seed)
         x, y = moons(seed)
@@ -86,8 +90,14 @@ def tutorial() -> dict[str, Any]:
         model = compiled(DeepResNetSNGP())
         model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, verbose=0, callbacks=[ResetCovarianceCallback()])
         rows["SNGP"].append({"final_loss": model.history.history["loss"][-1], **asked(SNGP(model))})
-        print(f"  seed {seed}: {rows['SNGP'][-1]}", flush=True)
+        if seed == SEEDS[0]:
+            of_seed = {"deterministic": Deterministic(plain), "MC dropout": MCDropout(plain, 10), "SNGP": SNGP(model)}
+            surfaces = {name: method.predict(grid(), batch_size=1000).probs for name, method in of_seed.items()}
+        print(f"  seed {seed}: {rows['SNGP'][-1]}", file=sys.stderr, flush=True)
     ensemble = asked(DeepEnsemble(members))
+    surfaces["ensemble"] = DeepEnsemble(members).predict(grid(), batch_size=1000).probs
+    SURFACES.mkdir(parents=True, exist_ok=True)
+    np.savez(SURFACES / f"{keras.backend.backend()}.npz", **surfaces)
     summary = {name: {key: spread([row[key] for row in of]) for key in of[0]} for name, of in rows.items()}
     return {"seeds": len(SEEDS), **summary, "ensemble": ensemble, "outside the reference": outside(summary)}
 

@@ -63,7 +63,7 @@ def test_answers_in_half_precision_become_predictions():
             np.testing.assert_array_equal(answer.prediction().evidence.numpy(), answer.logits)
 
 
-def test_keras_models_stand_beside_those_of_pytorch():
+def test_keras_models_stand_beside_those_of_pytorch(tmp_path):
     import torch
 
     import hesitant
@@ -82,6 +82,10 @@ def test_keras_models_stand_beside_those_of_pytorch():
         np.testing.assert_allclose(comparison.predictions[name].probs.numpy(), probs, atol=1e-5)
     policy = hesitant.DeferralPolicy.calibrate(comparison.predictions["Keras"], max_risk=0.99)
     assert policy.accept(comparison.predictions["Keras dropout"]).shape == (250,)
+    page = tmp_path / "report.html"
+    hesitant.report(comparison, page)
+    text = page.read_text()
+    assert all(f">{name}</" in text for name in methods)
 
 
 def test_logits_of_any_framework_are_calibrated():
