@@ -10,22 +10,25 @@ Writes benchmarks/results/clinc150.json, after each row and seed; what a kill le
 frozen     Five seeds on embeddings (the mean over MiniLM's tokens, of norm 1), made once and kept in data/embeddings.
            The network is 384-512-150 with ReLU and dropout .1; `sngp_linear` has no hidden layer, and `logistic` is
            scikit-learn's regression, its C chosen on the validation data.
-finetuned  Three seeds end to end: 3 epochs, batches of 32, AdamW at 2e-4, dropout .1 before the classifier.
+finetuned  Three seeds end to end: 3 epochs, batches of 32 questions of like length, AdamW at 2e-4, bf16, dropout .1
+           before the classifier; the recipe control, and ensembles of the three seeds' networks, of the first seed.
 
 SNGP and `fit` are at their defaults but for the epochs, which all networks share. The half of the validation split that
-`tune` is, and it alone, said how many epochs (of plain networks), C, temperatures and factors. The choosing phase reads
-the splits `train` and `val`; the measuring phase `test` and `oos_test`. `oos_train` and `oos_val` are never read.
+`tune` is, and it alone, said how many epochs and what rate (of plain networks), C, temperatures and factors. The
+choosing phase reads the splits `train` and `val`; the measuring phase `test` and `oos_test`. `oos_train` and `oos_val`
+are never read.
 """
 
 import argparse
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from _real_data import Known, Row, Study, Unseen, bounded, choose, detector_rows, measure, read, standard_rows
-from _sentences import WIDTH, clinc150_texts, embeddings, minilm, pooled
+from _sentences import WIDTH, BatchesOfLikeLength, clinc150_texts, embeddings, minilm, pooled
 from _tables import tables
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -142,18 +145,14 @@ def build_finetuned(kind: str, number: int) -> nn.Module:
 
 def train_finetuned(device: str, model: nn.Module, known: Known, kind: str, number: int) -> None:
     """Fine-tunes a model, all kinds alike, in an order of its own."""
-    loader = DataLoader(
-        known.train.dataset,
-        batch_size=BATCH_SIZE,
-        shuffle=True,
-        collate_fn=known.train.collate_fn,
-        generator=torch.Generator().manual_seed(number),
-    )
+    lengths = [len(text) for text, _ in known.train.dataset]
+    order = BatchesOfLikeLength(lengths, BATCH_SIZE, torch.Generator().manual_seed(number))
     fit(
         model,
-        loader,
+        DataLoader(known.train.dataset, batch_sampler=order, collate_fn=known.train.collate_fn),
         epochs=EPOCHS["finetuned"],
         learning_rate=LEARNING_RATE,
+        mixed_precision="bf16",
         seed=number,
         device=device,
         progress=False,
@@ -164,19 +163,25 @@ def batches(texts: list[str], targets: Tensor | None) -> "DataLoader[Any]":
     """Answers batches of tokens, padded to the longest text of each, with targets where they are known."""
     tokenizer = minilm()[0]
 
-    def collated(rows: list[int]) -> dict[str, Tensor]:
-        tokens = tokenizer([texts[row] for row in rows], padding=True, truncation=True, return_tensors="pt")
+    def collated(rows: list[tuple[str, int]]) -> dict[str, Tensor]:
+        tokens = tokenizer([text for text, _ in rows], padding=True, truncation=True, return_tensors="pt")
         batch = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-        return batch if targets is None else {**batch, "labels": targets[rows]}
+        return batch if targets is None else {**batch, "labels": torch.tensor([target for _, target in rows])}
 
-    rows: Any = range(len(texts))
+    rows: Any = list(zip(texts, [-1] * len(texts) if targets is None else targets.tolist(), strict=True))
     return DataLoader(rows, batch_size=BATCH_SIZE, collate_fn=collated, generator=torch.Generator())
 
 
 def finetuned_study(work: Path, device: str) -> Study:
     """Answers the study end to end."""
     rows = standard_rows(num_members=3, num_passes=10, ensembles=(0,))
-    settings = {"epochs": EPOCHS["finetuned"], "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
+    rows |= {name: replace(rows[name], seeds=(0,)) for name in ("control", "control_ddu")}
+    settings = {
+        "epochs": EPOCHS["finetuned"],
+        "batch_size": BATCH_SIZE,
+        "learning_rate": LEARNING_RATE,
+        "mixed_precision": "bf16",
+    }
     return Study("finetuned", rows, build_finetuned, partial(train_finetuned, device), work, settings)
 
 

@@ -62,9 +62,8 @@ def figures(probs: dict[str, Any], labels: Any) -> dict[str, float]:
 
 def tutorial() -> dict[str, Any]:
     """Trains the tutorial's networks and answers their figures, least, median and most of the seeds."""
-    from _keras_tutorial import BATCH, EPOCHS, DeepResNet, DeepResNetSNGP, cloud, compiled, grid, moons
-
     import numpy as np
+    from _keras_tutorial import BATCH, EPOCHS, DeepResNet, DeepResNetSNGP, cloud, compiled, grid, moons
 
     import keras
     from hesitant.keras import SNGP, DeepEnsemble, Deterministic, MCDropout, ResetCovarianceCallback

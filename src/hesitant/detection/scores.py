@@ -27,7 +27,8 @@ def uncertainty(prediction: Prediction, score: Score = "confidence") -> Tensor:
     - `"confidence"`: `1 - max_c p_c`, in [0, 1 - 1/C], from the log-probabilities: where the confidences round to 1
       they keep their order, down to 1e-300 (Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136).
     - `"ood_score"`: `prediction.ood_score`, the default to detect by: what a detector gave, else
-      `exp(-KL(uniform || softmax f))` in [0, 1], or `"predictive_entropy"` where there are no logits.
+      `exp(-KL(uniform || softmax f))` in [0, 1], of two classes `"logit_variance"` where there is one, or
+      `"predictive_entropy"` where there are no logits.
     - `"predictive_entropy"`: `-sum_c p_c log p_c`, in [0, log C], the total uncertainty.
     - `"mutual_information"`: total less aleatoric, in [0, log C] (Houlsby et al. 2011,
       https://arxiv.org/abs/1112.5745). Needs samples or members.

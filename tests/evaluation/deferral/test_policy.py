@@ -317,9 +317,9 @@ def test_a_loaded_policy_accepts_alike(tmp_path):
     ("change", "message"),
     [
         ({"format": "other"}, "holds no DeferralPolicy"),
-        ({"version": 1}, "version 1, expected 4"),
-        ({"version": 4.0}, "version 4.0, expected 4"),
-        ({"version": "4"}, "version '4', expected 4"),
+        ({"version": 1}, "version 1, expected 5"),
+        ({"version": 5.0}, "version 5.0, expected 5"),
+        ({"version": "5"}, "version '5', expected 5"),
         ({"threshold": "low"}, "was changed: threshold is 'low'"),
         ({"score": "margin"}, "was changed: score is 'margin'"),
         ({"max_risk": 1.5}, "was changed: max_risk is 1.5"),

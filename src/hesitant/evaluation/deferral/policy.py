@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DeferralPolicy"]
 
-_VERSION = 4
+_VERSION = 5
 _LARGEST_FILE = 2**16  # bytes: save writes a few hundred
 _MAX_RISK, _DELTA = 0.01, 0.05
 _MAY_BE_INFINITE = ("threshold", "guard_threshold")
