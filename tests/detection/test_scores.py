@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tests.evaluation.predictions import CASES
 from torch import Tensor, nn
 
@@ -219,30 +218,6 @@ def test_a_number_added_to_all_logits_of_an_input_moves_no_ood_score(name):
     torch.testing.assert_close(moved.ood_score, prediction.ood_score, rtol=1e-4, atol=1e-6)
     for score in ("dempster_shafer", "energy"):
         assert (uncertainty(moved, score) - uncertainty(prediction, score)).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("single", [False, True], ids=["two logits", "one logit"])
-@pytest.mark.parametrize("members", [1, 2])
-def test_of_two_classes_the_ood_score_of_an_sngp_is_its_variance(single, members):
-    """`softmax f` is one number there, and cannot tell an input between the two classes from one that is neither."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(300, 2, generator=generator)
-    targets = (x[:, 0] > 0).float() if single else (x[:, 0] > 0).long()
-    sngps = [SNGP(nn.Linear(2, 1 if single else 2), num_inducing=256, kernel_scale=1.0) for _ in range(members)]
-    for model in sngps:
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-        for _ in range(100):
-            optimizer.zero_grad()
-            criterion, output = (F.binary_cross_entropy_with_logits if single else F.cross_entropy), model(x)
-            criterion(output[:, 0] if single else output, targets).backward()
-            optimizer.step()
-        model.fit_covariance(x)
-    method = sngps[0] if members == 1 else DeepEnsemble(sngps)
-    between, unknown = torch.tensor([[0.0, 0.0]]), torch.tensor([[40.0, -40.0]])
-    prediction = method.predict(torch.cat([between, unknown]))
-    assert torch.equal(prediction.ood_score, uncertainty(prediction, "logit_variance"))
-    assert prediction.confidence[0] < 0.9
-    assert prediction.ood_score[1] > 5 * prediction.ood_score[0]
 
 
 def test_the_ood_score_tells_the_ambiguous_from_the_unknown():

@@ -5,9 +5,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hesitant.prediction import Prediction, dempster_shafer, in_parts
+from hesitant.prediction import Prediction, dempster_shafer, in_parts, uniformity
 
-__all__ = ["SCORES", "Score", "uncertainty"]
+__all__ = ["SCORES", "Score", "guarding_score", "uncertainty"]
 
 Score = Literal[
     "confidence",
@@ -27,8 +27,7 @@ def uncertainty(prediction: Prediction, score: Score = "confidence") -> Tensor:
     - `"confidence"`: `1 - max_c p_c`, in [0, 1 - 1/C], from the log-probabilities: where the confidences round to 1
       they keep their order, down to 1e-300 (Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136).
     - `"ood_score"`: `prediction.ood_score`, the default to detect by: what a detector gave, else
-      `exp(-KL(uniform || softmax f))` in [0, 1], of two classes `"logit_variance"` where there is one, or
-      `"predictive_entropy"` where there are no logits.
+      `exp(-KL(uniform || softmax f))` in [0, 1], or `"predictive_entropy"` where there are no logits.
     - `"predictive_entropy"`: `-sum_c p_c log p_c`, in [0, log C], the total uncertainty.
     - `"mutual_information"`: total less aleatoric, in [0, log C] (Houlsby et al. 2011,
       https://arxiv.org/abs/1112.5745). Needs samples or members.
@@ -54,6 +53,19 @@ def uncertainty(prediction: Prediction, score: Score = "confidence") -> Tensor:
     if score not in SCORES:
         raise ValueError(f"score is {score!r}, expected one of {', '.join(map(repr, SCORES))}")
     return in_parts(prediction, lambda part: _of_part(part, score))
+
+
+def guarding_score(prediction: Prediction) -> Score:
+    """What a policy that answers by the confidence is to guard by: `"ood_score"`, where it asks a question of its own.
+
+    Of two classes, made of their logits, it is the order of the confidence, as every function of a distribution over
+    two is: it cannot tell an input between them from one that is neither. The variance of the logits depends on where
+    an input lies and on no class, and is the answer where there is one.
+    """
+    if prediction.probs.shape[1] > 2 or not {"logit_variance", "evidence"} <= {*prediction.available}:
+        return "ood_score"
+    is_detectors = not torch.equal(prediction.ood_score, uniformity(prediction.evidence))
+    return "ood_score" if is_detectors else "logit_variance"
 
 
 def _of_part(prediction: Prediction, score: Score) -> Tensor:

@@ -99,9 +99,9 @@ class SNGP(ModelWrapper):
             ``logits`` and the ``logit_variance`` of a prediction are those of the posterior, before it.
         outputs: ``"probabilities"`` for a model that ends in a softmax or a sigmoid, else ``"logits"``.
         ood_score: What ``prediction.ood_score`` is: ``"logits"``, how near the mean-field ones are to preferring no
-            class, of two classes their variance; or ``"knn"``, the distance to the nearest training input
-            (:class:`~hesitant.nn.NearestNeighbors`): :meth:`fit_covariance` keeps the features of at most 50,000
-            inputs, a uniform sample, and a state dict holds them.
+            class, or ``"knn"``, the distance to the nearest training input (:class:`~hesitant.nn.NearestNeighbors`):
+            :meth:`fit_covariance` keeps the features of at most 50,000 inputs, a uniform sample, and a state dict holds
+            them.
         gp_options: Options of :class:`~hesitant.nn.RandomFeatureGaussianProcess`, such as ``ridge_penalty``,
             ``momentum``, ``mean_field_factor``. Unless given, ``num_inducing`` is 1,024, or 2,048 for over 1,024
             features, ``kernel_scale`` ``"running_median"``, ``random_features`` ``"orthogonal"``, and

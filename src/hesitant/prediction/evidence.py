@@ -13,13 +13,10 @@ mean is taken off, without the `C` that keeps it below 1. Why it is the default:
   stays as it was drawn; under Adam, whose steps are signs, it drifts by the ratio of a class to all others. A score
   that it moves tells of the optimizer. This one is a function of `softmax f`.
 - The confidence sees the two or three largest logits: an input between two known classes is ambiguous, and no less
-  known for it. This score sees all of them: there the other classes are ruled out.
+  known for it. This score sees all of them: there the other classes are ruled out. (Of two classes, both are one
+  order.)
 - SNGP says that an input is far by shrinking its mean-field logits towards their prior, all of them: to no preference.
 - Mutual information is 0 where all members agree that they know nothing.
-
-**Of two classes** it is the order of the confidence, as every function of `softmax f` is, which is one number there:
-it cannot say whether an input lies between the two or is none of either. The variance of the logits can: it depends on
-where an input lies and on no class. Where a method has one (SNGP, ensembles of SNGPs), its mean over both is the score.
 
 Where a model answers probabilities alone, they may be counts, of which one zero would say that all is known: the
 predictive entropy stands in its place, which looks at what is likely.

@@ -311,13 +311,11 @@ class Prediction:
     def ood_score(self) -> Tensor:
         """`(B,)` float64: how little an input is like the training data; higher means less.
 
-        What a detector gave; else, of two classes, the mean `logit_variance`; `exp(-KL(uniform || softmax f))` in
-        [0, 1] of `evidence`; or, without either, the `predictive_entropy` (see `hesitant.prediction.evidence`).
+        What a detector gave; else, where there are logits, `exp(-KL(uniform || softmax f))` in [0, 1] of `evidence`
+        (the module `hesitant.prediction.evidence` says why); else the `predictive_entropy`.
         """
         if self._ood_score is not None:
             return self._ood_score
-        if self._logit_variance is not None and self.probs.shape[1] == 2:
-            return self._logit_variance.double().mean(dim=-1)
         if self._evidence is None and self._logits is None:
             return self.predictive_entropy.double()
         return uniformity(self.evidence)
@@ -396,7 +394,8 @@ class Prediction:
             [[name for name in _TENSORS if getattr(each, name) is not None] for each in predictions],
         )
         first = predictions[0]
-        joined = {n: torch.cat([getattr(p, n) for p in predictions]) for n in _TENSORS if getattr(first, n) is not None}
+        present = [name for name in _TENSORS if getattr(first, name) is not None]
+        joined = {name: torch.cat([getattr(p, name) for p in predictions]) for name in present}
         calibrations = {p.calibration for p in predictions}
         return first._replace(**joined, calibration=calibrations.pop() if len(calibrations) == 1 else None)
 
@@ -407,8 +406,8 @@ class Prediction:
     def to_pandas(self) -> "pandas.DataFrame":
         """A `pandas.DataFrame` with a row an input.
 
-        Columns: `label`, `confidence`, the uncertainties, `target` where known, then `probs_0`, ... and, where
-        available, `class_std_0`, `logits_0`, `evidence_0`, `logit_variance_0`, ...
+        Columns: `label`, `confidence`, the uncertainties, `target` where known, then `probs_0`, `probs_1`,
+        ... and likewise `class_std_0`, `logits_0`, `evidence_0`, `logit_variance_0` where available.
 
         Raises:
             ImportError: pandas is not installed.
@@ -422,7 +421,8 @@ class Prediction:
             if self.targets is not None:
                 parts.append(f"accuracy {(self.labels == self.targets).double().mean().item():.3f}")
             parts.append(f"mean confidence {self.confidence.mean().item():.3f}")
-        parts += [str(self.probs.device)] * (self.probs.device.type != "cpu")
+        if self.probs.device.type != "cpu":
+            parts.append(str(self.probs.device))
         return f"Prediction({', '.join(parts)})"
 
     def _given(self, name: str, *, asked: str | None = None) -> Tensor:

@@ -118,7 +118,8 @@ def recommend(
     The data are split at random. On one half each method's `DeferralPolicy` is calibrated, with `delta` shared out
     among the methods, so that all promises hold together with probability `1 - delta` and the best may be chosen among
     them. With out-of-domain sets, a policy also hands over whatever is less like the training data, by the
-    comparison's `ood_score`, than all but the share `guard` of the calibration data (see `DeferralPolicy.calibrate`).
+    comparison's `ood_score`, than all but the share `guard` of the calibration data (see `DeferralPolicy.calibrate`,
+    also for what it guards SNGPs of two classes by).
     On the other half a method is worth its coverage; with out-of-domain sets, the mean of its coverage and of the
     share of these sets that it hands over, each set alike. Methods within a percentage point of the best, or within
     1.96 standard errors, are not told apart. Among them the one of the lowest NLL is taken; of those with the same NLL
@@ -158,7 +159,7 @@ def recommend(
                 delta=delta / len(comparison.predictions),
                 score=comparison.score,
                 guard=guard,
-                guard_score=comparison.ood_score,
+                guard_score=None if comparison.ood_score == "ood_score" else comparison.ood_score,
             )
         except ValueError as error:
             outcomes[name] = Outcome(None, str(error), len(check))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hesitant.detection import Score, uncertainty
+from hesitant.detection import Score, guarding_score, uncertainty
 from hesitant.evaluation.deferral.fixed_sequence import FixedSequences, RankedErrors, inputs_needed, least_promise
 from hesitant.evaluation.deferral.possible_policies import (
     check_guard,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DeferralPolicy"]
 
-_VERSION = 5
+_VERSION = 4
 _LARGEST_FILE = 2**16  # bytes: save writes a few hundred
 _MAX_RISK, _DELTA = 0.01, 0.05
 _MAY_BE_INFINITE = ("threshold", "guard_threshold")
@@ -111,7 +111,7 @@ class DeferralPolicy:
         score: Score = "confidence",
         budget: float | None = None,
         guard: float = 0.0,
-        guard_score: Score = "ood_score",
+        guard_score: Score | None = None,
     ) -> "DeferralPolicy":
         """The policy that answers the most inputs for a promised risk, or hands over a given share of them.
 
@@ -150,7 +150,8 @@ class DeferralPolicy:
             budget: in (0, 1); hands over this share, without `max_risk` and `delta`.
             guard: in [0, 1), below `budget`; .05 is one in twenty of one's own inputs. None where it is less than one
                 of the calibration data.
-            guard_score: what the guard ranks by, as in `uncertainty`.
+            guard_score: what the guard ranks by, as in `uncertainty`. None is `"ood_score"`, but of two classes, where
+                that ranks as the confidence does, `"logit_variance"` if the method has one (SNGP).
 
         Raises:
             TypeError: `targets` are not integers, or a number is none.
@@ -160,6 +161,7 @@ class DeferralPolicy:
             ImportError: SciPy is not installed.
         """
         check_score("score", score)
+        guard_score = guarding_score(prediction) if guard_score is None else guard_score
         check_score("guard_score", guard_score)
         for name, value in (("max_risk", max_risk), ("delta", delta), ("budget", budget)):
             if value is not None:

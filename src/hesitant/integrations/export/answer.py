@@ -44,8 +44,6 @@ class Answer(NamedTuple):
         """``(B,)`` float64, as that of a ``Prediction``."""
         if self.distance is not None:
             return self.distance.double()
-        if self.logit_variance is not None and self.probs.shape[1] == 2:
-            return self.logit_variance.double().mean(-1)
         return self.predictive_entropy if self.evidence is None else uniformity(self.evidence)
 
     @property
