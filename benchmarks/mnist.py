@@ -63,11 +63,11 @@ BATCH_SIZE = 128
 # What `choose` chooses from. The seed is of no other part.
 NUM_HELD_OUT = 5000
 HELD_OUT_SEED = 100
-FACTORS = (1.0, 3.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0)
-_FIRST: dict[str, Any] = {"norm_bound": 6.0, "kernel_scale": "median", "ridge_penalty": 1.0, "dropout": 0.1}
+FACTORS = (1.0, 3.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
+_FIRST: dict[str, Any] = {"dropout": 0.1}
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "median scale": _FIRST,
-    "scale 20": {**_FIRST, "kernel_scale": 20.0},
+    "the defaults": _FIRST,
+    "first batch's scale": {**_FIRST, "kernel_scale": "median"},
     "no dropout": {**_FIRST, "dropout": 0.0},
     "bound 3": {**_FIRST, "norm_bound": 3.0},
     "ridge .1": {**_FIRST, "ridge_penalty": 0.1},

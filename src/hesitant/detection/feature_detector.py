@@ -1,8 +1,9 @@
 """The strongest detectors of the literature, on the features or logits of any method, from the same forward pass."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -21,7 +22,19 @@ from hesitant.detection.of_pytorch_ood import (
     max_softmax,
 )
 from hesitant.inputs import batches
-from hesitant.methods import DeepEnsemble, Deterministic, FeatureSource, Gathered, ModelWrapper, calibration_digest
+from hesitant.methods import (
+    DeepEnsemble,
+    Deterministic,
+    FeatureSource,
+    Gathered,
+    Loaded,
+    ModelWrapper,
+    SavedDetector,
+    SavedModelError,
+    calibration_digest,
+    load_with_detector,
+    naming,
+)
 from hesitant.nn import UniformSample
 from hesitant.prediction import Prediction, UnavailableError, in_parts
 
@@ -48,6 +61,10 @@ class _Scorer(Protocol):
     max_inputs: int | None  # of which it keeps features; None needs all of them at once
 
     def fit(self, features: Tensor, targets: Any) -> None: ...
+
+    def fitted(self) -> dict[str, Tensor]: ...
+
+    def take_fitted(self, tensors: Mapping[str, Tensor], width: int) -> None: ...
 
     def score(self, features: Tensor) -> Tensor: ...
 
@@ -111,8 +128,8 @@ class FeatureDetector:
     energy is 0 everywhere.
 
     A fit belongs to the weights that it was made with: once they move, :meth:`predict` raises. It is in no state dict;
-    fit again after loading. While fitting, features of all training inputs are held, ``4 N D`` bytes; ``knn`` keeps a
-    uniform sample of ``max_inputs``. Any number of threads may predict.
+    :meth:`save_pretrained` saves it with the method. While fitting, features of all training inputs are held,
+    ``4 N D`` bytes; ``knn`` keeps a uniform sample of ``max_inputs``. Any number of threads may predict.
 
     ``vim``, ``scale``, ``ddu`` and those of logits are the package pytorch-ood's (``pip install
     'hesitant[detection]'``). The other three are our own, and agree with the package: its kNN takes all cores and keeps
@@ -241,6 +258,58 @@ class FeatureDetector:
         answer: Prediction = prediction.with_ood_score(scores).with_calibration(digest)
         return answer
 
+    def save_pretrained(self, folder: str | Path, **saving: Any) -> None:
+        """Saves the method and what the detector was fitted to be in a folder, from which a Scorer answers, too.
+
+        Args:
+            folder: It is made if need be; a model that it holds is replaced.
+            saving: Arguments of the method's ``save_pretrained``, such as ``policy``.
+
+        Raises:
+            DetectorError: The detector is not fitted, or the weights have moved since.
+            TypeError: The detector is ``ddu``, of which pytorch-ood does not tell what it was fitted to be; or as the
+                method's ``save_pretrained``.
+            ValueError: As the method's ``save_pretrained``, like OSError and ImportError.
+        """
+        source = self._source
+        tensors = {} if source is None else self._ready(source).fitted()
+        says = {
+            "name": self.detector,
+            "options": self.options,
+            "classifier": None if source is None else source.classifier,
+            "num_inputs": None if self._fit is None else self._fit.num_inputs,
+        }
+        self.method.save_with_detector(folder, SavedDetector(says, tensors), **saving)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        model: nn.Module | Sequence[nn.Module] | None = None,
+        trust: str | Collection[str] = (),
+        device: torch.device | str | None = None,
+    ) -> "FeatureDetector":
+        """Answers the detector, around its method, that :meth:`save_pretrained` saved in a folder; no code is executed.
+
+        Args:
+            folder: That ``save_pretrained`` wrote.
+            model: As for :func:`hesitant.load`, like ``trust`` and ``device``.
+            trust: Likewise.
+            device: Likewise.
+
+        Raises:
+            SavedModelError: The folder holds no detector, or as :func:`hesitant.load`.
+            ImportError: A package is not installed.
+        """
+        method, saved = load_with_detector(folder, None, model=model, trust=trust, device=device)
+        if saved is None:
+            raise SavedModelError(
+                f"{folder} holds a {type(method).__name__} and no detector: load it by hesitant.load."
+            )
+        with naming(f"{Path(folder) / 'config.json'}: its detector is none", "save it again."):
+            return cls._saved_around(method, saved)
+
     def __repr__(self) -> str:
         """The method, the detector, its options, and what it was fitted to."""
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
@@ -250,6 +319,23 @@ class FeatureDetector:
         return f"FeatureDetector({type(self.method).__name__}, {self.detector!r}{options}{state})"
 
     # ---------------------------------------------------------------- inside
+
+    @classmethod
+    def _saved_around(cls, method: Loaded, saved: SavedDetector) -> "FeatureDetector":
+        name, options, classifier, num_inputs = (
+            saved.says[key] for key in ("name", "options", "classifier", "num_inputs")
+        )
+        if options.keys() != _with_defaults(name, {}).keys():
+            raise ValueError(f"{name!r} has no options {sorted(options)}")
+        detector = cls(method, name, classifier=classifier, **options)
+        if detector._source is None or name in _UNFITTED:
+            return detector
+        if type(num_inputs) is not int or num_inputs < 1:
+            raise ValueError(f"it was fitted to {num_inputs!r} inputs")
+        scorer = detector._made()
+        scorer.take_fitted(saved.tensors, detector._source.width)
+        detector._fit = _Fit(scorer, detector._source.mark(), num_inputs)
+        return detector
 
     def _made(self) -> _Scorer:
         make = _OF_FEATURES[self.detector]

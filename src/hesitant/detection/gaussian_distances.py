@@ -1,7 +1,11 @@
 """Distances to classes as Gaussians see them: Mahalanobis', and Mahalanobis' relative to that of all the data."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+from hesitant.detection.fitted_tensors import of_shape
 
 _RIDGE = 1e-6  # on the diagonal of the scatter, as in pytorch-ood
 
@@ -33,6 +37,16 @@ class MahalanobisDistance:
         self._factor = _factor_of_scatter(wide - means[members])
         self._means = _whitened(means, self._factor)
 
+    def fitted(self) -> dict[str, Tensor]:
+        """Answers what :meth:`take_fitted` takes."""
+        return {"origin": self._origin, "means": self._means, "factor": self._factor}
+
+    def take_fitted(self, tensors: Mapping[str, Tensor], width: int) -> None:
+        """Takes what another one was fitted to be, of features ``(N, width)``."""
+        self._origin = of_shape(tensors, "origin", width)
+        self._means = of_shape(tensors, "means", tensors["means"].shape[0], width)
+        self._factor = of_shape(tensors, "factor", width, width)
+
     def score(self, features: Tensor) -> Tensor:
         """Answers the scores ``(B,)`` of features ``(B, D)``, float64."""
         return self._squared(features).square() / 2
@@ -58,6 +72,15 @@ class RelativeMahalanobisDistance(MahalanobisDistance):
         """Fits the classes, and the background to all features ``(N, D)``."""
         super().fit(features, targets)
         self._background = _factor_of_scatter(features.double() - self._origin)
+
+    def fitted(self) -> dict[str, Tensor]:
+        """Answers what :meth:`take_fitted` takes."""
+        return {**super().fitted(), "background": self._background}
+
+    def take_fitted(self, tensors: Mapping[str, Tensor], width: int) -> None:
+        """Takes what another one was fitted to be, of features ``(N, width)``."""
+        super().take_fitted(tensors, width)
+        self._background = of_shape(tensors, "background", width, width)
 
     def score(self, features: Tensor) -> Tensor:
         """Answers the scores ``(B,)`` of features ``(B, D)``, float64; they may be negative."""

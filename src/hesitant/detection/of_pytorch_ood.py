@@ -1,11 +1,13 @@
 """Detectors of the package pytorch-ood, given features ``(B, D)`` or logits ``(B, C)`` in parts of bounded size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hesitant.detection.fitted_tensors import of_shape
 
 _NUMBERS_AT_ONCE = 2**23  # float64, 64 MiB
 
@@ -73,6 +75,17 @@ class VirtualLogit:
                 " directions: give more data, a smaller d, or detect by 'knn'."
             )
 
+    def fitted(self) -> dict[str, Tensor]:
+        """Answers what :meth:`take_fitted` takes."""
+        alpha = torch.tensor(self._detector.alpha, dtype=torch.float64)
+        return {"subspace": self._detector.principal_subspace, "alpha": alpha}
+
+    def take_fitted(self, tensors: Mapping[str, Tensor], width: int) -> None:
+        """Takes what another one was fitted to be, of features ``(N, width)``."""
+        shape = width, width - self._detector.d
+        self._detector.principal_subspace = of_shape(tensors, "subspace", *shape, dtype=torch.float32)
+        self._detector.alpha = of_shape(tensors, "alpha").item()
+
     def score(self, features: Tensor) -> Tensor:
         """Answers the scores ``(B,)`` of features ``(B, D)``."""
         return in_chunks(self._detector.predict_features, features, features.shape[1])
@@ -101,6 +114,13 @@ class ScaledEnergy:
 
     def fit(self, features: Tensor, targets: Tensor | None) -> None:
         """Does nothing: an input is scored by its own features alone."""
+
+    def fitted(self) -> dict[str, Tensor]:
+        """Answers nothing likewise."""
+        return {}
+
+    def take_fitted(self, tensors: Mapping[str, Tensor], width: int) -> None:
+        """Takes nothing."""
 
     def score(self, features: Tensor) -> Tensor:
         """Answers the scores ``(B,)`` of features ``(B, D)``.
@@ -159,6 +179,25 @@ class ClassDensities:
                 continue
             return
         raise ValueError("no covariance of a class can be factored: look at the size of the features.")
+
+    def fitted(self) -> dict[str, Tensor]:
+        """Refuses to answer: what it was fitted to be is the package's own affair.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "a 'ddu' detector cannot be saved, for pytorch-ood does not tell what it was fitted to be: save the method"
+            " and fit again after loading, or detect by 'relative_mahalanobis', which can."
+        )
+
+    def take_fitted(self, tensors: Mapping[str, Tensor], width: int) -> None:
+        """Refuses to take anything, for the same reason.
+
+        Raises:
+            TypeError: Always.
+        """
+        self.fitted()
 
     def score(self, features: Tensor) -> Tensor:
         """Answers the scores ``(B,)`` of features ``(B, D)``, float64."""

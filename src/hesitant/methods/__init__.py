@@ -15,9 +15,12 @@ from hesitant.methods.deterministic import Deterministic
 from hesitant.methods.feature_source import FeatureSource as FeatureSource
 from hesitant.methods.gaussian_head import CovarianceSums, FrozenHeadWarning
 from hesitant.methods.gaussian_head import share_weights as share_weights
+from hesitant.methods.loading import Loaded as Loaded
 from hesitant.methods.loading import load
+from hesitant.methods.loading import load_with_detector as load_with_detector
 from hesitant.methods.loading import load_within as load_within
 from hesitant.methods.loading import saved_policy as saved_policy
+from hesitant.methods.loading import saves_detector as saves_detector
 from hesitant.methods.mc_dropout import MCDropout
 from hesitant.methods.models_of_keras import require_module as require_module
 from hesitant.methods.outputs import OutputProbe as OutputProbe
@@ -30,6 +33,8 @@ from hesitant.methods.random_state import random_state_kept as random_state_kept
 from hesitant.methods.replica import in_eval_mode as in_eval_mode
 from hesitant.methods.replica import replica as replica
 from hesitant.methods.saving import ArchitectureWarning, SavedModelError
+from hesitant.methods.saving import SavedDetector as SavedDetector
+from hesitant.methods.saving import naming as naming
 from hesitant.methods.sngp import SNGP
 from hesitant.methods.temperature import Tempered as Tempered
 from hesitant.methods.temperature import forget_calibrations as forget_calibrations

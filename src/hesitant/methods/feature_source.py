@@ -67,6 +67,17 @@ class FeatureSource:
         assert isinstance(linear, nn.Linear)
         return linear
 
+    @property
+    def width(self) -> int:
+        """How many numbers a feature has."""
+        head = self.head
+        return self.method.gp.in_features if head is None else head.in_features
+
+    @property
+    def classifier(self) -> str | None:
+        """The name of the Linear that makes the logits; None for an SNGP."""
+        return self._name
+
     def features(self, data: Any, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Gives the features ``(B, D)`` of data in eval mode, batch by batch, with their targets where there are some.
 

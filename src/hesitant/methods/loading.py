@@ -15,9 +15,11 @@ from hesitant.methods.rebuilding import Rebuilder
 from hesitant.methods.saving import (
     CONFIG,
     DERIVED,
+    DETECTOR,
     EXTRA,
     ArchitectureWarning,
     Limits,
+    SavedDetector,
     SavedFolder,
     SavedModelError,
     SavedTensors,
@@ -28,9 +30,11 @@ from hesitant.methods.saving import (
 )
 from hesitant.methods.sngp import SNGP
 
-__all__ = ["load", "load_within", "saved_policy"]
+__all__ = ["Loaded", "load", "load_with_detector", "load_within", "saved_policy", "saves_detector"]
 
 _TRIES = 5
+
+Loaded = SNGP | MCDropout | DeepEnsemble | Deterministic
 
 
 def load(
@@ -39,7 +43,7 @@ def load(
     model: nn.Module | Sequence[nn.Module] | None = None,
     trust: str | Collection[str] = (),
     device: torch.device | str | None = None,
-) -> SNGP | MCDropout | DeepEnsemble | Deterministic:
+) -> Loaded:
     """Answers the method that ``save_pretrained`` saved in a folder, in eval mode, with every tensor as it was.
 
     On the machine that saved it, its predictions have the same bits. Nothing of the folder is executed, and nothing is
@@ -49,7 +53,8 @@ def load(
     too, can change the weights.
 
     ``label_names`` and ``preprocessing`` are attributes of what is answered. The policy that was saved with it is
-    ``hesitant.DeferralPolicy.load(folder)``.
+    ``hesitant.DeferralPolicy.load(folder)``. A detector around a method is loaded by
+    ``hesitant.detection.FeatureDetector.from_pretrained(folder)``.
 
     Example:
         >>> import tempfile
@@ -86,8 +91,25 @@ def load_within(
     model: nn.Module | Sequence[nn.Module] | None,
     trust: str | Collection[str],
     device: torch.device | str | None,
-) -> SNGP | MCDropout | DeepEnsemble | Deterministic:
+) -> Loaded:
     """Answers what :func:`load` does, for a folder whose files may be links to others within ``root``."""
+    if saves_detector(SavedFolder.at(folder, root)):
+        raise SavedModelError(
+            f"{folder} holds a FeatureDetector around a method, and would not detect as it does without it: load it by"
+            " hesitant.detection.FeatureDetector.from_pretrained(folder), whose attribute method is the method."
+        )
+    return load_with_detector(folder, root, model=model, trust=trust, device=device)[0]
+
+
+def load_with_detector(
+    folder: str | Path,
+    root: Path | None,
+    *,
+    model: nn.Module | Sequence[nn.Module] | None,
+    trust: str | Collection[str],
+    device: torch.device | str | None,
+) -> tuple[Loaded, SavedDetector | None]:
+    """Answers the method, and what the folder says of a detector around it, where there is one."""
     device = torch.empty(0, device=device or "cpu").device  # of a device that is not there, torch says so
     saved = SavedFolder.at(folder, root)
     config, tensors, preprocessing = _read(saved)
@@ -97,14 +119,21 @@ def load_within(
     rebuilder = Rebuilder(where, Limits.of(tensors), trusted, given, device, config["versions"])
     method = rebuilder.rebuilt(config["method"])
     with naming(f"{where}: the weights do not fit the network", "load with model=net, the network that was saved."):
+        detector = _taken_out(tensors, config.get("detector"), device)
         _put(method, tensors, device)
         _freeze(method, set(config["weights"]["frozen"]))
         _require_temperatures(method, config["method"])
     method.label_names = config["label_names"]
     method.preprocessing = preprocessing
     for doubt in rebuilder.doubts:
-        warnings.warn(doubt, ArchitectureWarning, stacklevel=3)
-    return method.eval()
+        warnings.warn(doubt, ArchitectureWarning, stacklevel=4)
+    return method.eval(), detector
+
+
+def saves_detector(folder: str | Path | SavedFolder) -> bool:
+    """Answers whether a folder holds a detector around its method."""
+    saved = folder if isinstance(folder, SavedFolder) else SavedFolder.at(folder)
+    return "detector" in require_config(saved)
 
 
 def saved_policy(folder: str | Path) -> Any:
@@ -123,6 +152,15 @@ def _read(saved: SavedFolder) -> tuple[dict[str, Any], SavedTensors, Any]:
             if require_config(saved) == config:
                 raise
     raise SavedModelError(f"{saved.path} is saved into again and again while it is read: load it when that is done.")
+
+
+def _taken_out(saved: SavedTensors, says: Any, device: torch.device) -> SavedDetector | None:
+    """Answers the detector, and takes its tensors out of the method's."""
+    names = [name for name in saved.tensors if name.startswith(DETECTOR)]
+    tensors = {name.removeprefix(DETECTOR): saved.tensors.pop(name).to(device) for name in names}
+    if says is None and tensors:
+        raise ValueError(f"there is no detector that {names[:5]} are of")
+    return None if says is None else SavedDetector(says, tensors)
 
 
 def _put(method: Any, saved: SavedTensors, device: torch.device) -> None:

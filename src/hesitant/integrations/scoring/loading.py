@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hesitant.detection import FeatureDetector
 from hesitant.evaluation import DeferralPolicy
 from hesitant.integrations.scoring.columns import BadInputs, InputColumns, Inputs, arguments_of, texts
-from hesitant.methods import load, saved_policy
+from hesitant.methods import load, saved_policy, saves_detector
 
 _MOST_KEPT: Final = 4  # folders; a service that loads a new model each day forgets the old ones
 
@@ -25,7 +26,7 @@ class Loaded:
     """What a folder holds.
 
     Attributes:
-        method: the model in its method, in eval mode.
+        method: the model in its method, in eval mode, or in a detector around that.
         policy: which of its answers to give; None where none was saved.
         tokenizer: of its texts; None where none was saved.
         label_names: of the classes, where they have any.
@@ -44,11 +45,13 @@ class Loaded:
     @classmethod
     def at(cls, folder: Path, *, model: Any, trust: Sequence[str], device: Any) -> "Loaded":
         """What the folder holds; see :func:`hesitant.load` for the arguments and the errors."""
-        method = load(folder, model=model, trust=trust, device=device)
+        answering: Any = FeatureDetector.from_pretrained if saves_detector(folder) else load
+        answering = answering(folder, model=model, trust=trust, device=device)
+        method = answering.method if isinstance(answering, FeatureDetector) else answering
         names = method.label_names
         floating = (tensor.dtype for tensor in method.parameters() if tensor.is_floating_point())
         return cls(
-            method=method,
+            method=answering,
             policy=None if saved_policy(folder) is None else DeferralPolicy.load(folder),
             tokenizer=_tokenizer_of(method.preprocessing),
             label_names=None if names is None else tuple(names),

@@ -12,15 +12,18 @@ from hesitant.methods.saving.folder import CONFIG, SavedFolder
 from hesitant.methods.saving.outline import outline_digest
 from hesitant.methods.saving.preprocessing import read_preprocessing
 from hesitant.methods.saving.saved_method import SavedMethod
-from hesitant.methods.saving.tensors import DERIVED, EXTRA, SavedTensors, read_tensors
+from hesitant.methods.saving.tensors import DERIVED, DETECTOR, EXTRA, SavedTensors, read_tensors
+from hesitant.methods.saving.writing import SavedDetector
 
 __all__ = [
     "CONFIG",
     "DERIVED",
+    "DETECTOR",
     "EXTRA",
     "ArchitectureWarning",
     "Head",
     "Limits",
+    "SavedDetector",
     "SavedFolder",
     "SavedMethod",
     "SavedModelError",

@@ -26,7 +26,8 @@ def require_config(folder: SavedFolder) -> dict[str, Any]:
     weights = config.get("weights")
     names = config.get("label_names")
     sound = (
-        config.keys() == _PARTS
+        config.keys() - {"detector"} == _PARTS
+        and isinstance(config.get("detector", {}), dict)
         and isinstance(weights, dict)
         and weights.keys() == _WEIGHTS
         and isinstance(config["method"], dict)

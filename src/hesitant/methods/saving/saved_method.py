@@ -11,7 +11,7 @@ from hesitant.methods.saving.architectures import Head
 from hesitant.methods.saving.describing import Architecture
 from hesitant.methods.saving.failure import SavedModelError
 from hesitant.methods.saving.hub import fetched, sent
-from hesitant.methods.saving.writing import write
+from hesitant.methods.saving.writing import SavedDetector, write
 
 __all__ = ["SavedMethod"]
 
@@ -62,9 +62,32 @@ class SavedMethod(nn.Module):
             OSError: The folder cannot be written.
             ImportError: safetensors is not installed.
         """
+        self.save_with_detector(
+            folder,
+            None,
+            policy=policy,
+            preprocessing=preprocessing,
+            label_names=label_names,
+            architecture=architecture,
+            max_shard_size=max_shard_size,
+        )
+
+    def save_with_detector(
+        self,
+        folder: str | Path,
+        detector: SavedDetector | None,
+        *,
+        policy: Any = None,
+        preprocessing: Any = None,
+        label_names: Sequence[str] | None = None,
+        architecture: Architecture | Sequence[Architecture] | None = None,
+        max_shard_size: int | str = "5GB",
+    ) -> None:
+        """Saves the method, and what a detector around it says of itself; the rest is as :meth:`save_pretrained`."""
         write(
             self,
             Path(folder),
+            detector=detector,
             policy=policy,
             preprocessing=self.preprocessing if preprocessing is None else preprocessing,
             label_names=self.label_names if label_names is None else label_names,

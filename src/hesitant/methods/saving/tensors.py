@@ -13,10 +13,20 @@ from hesitant.methods.saving.failure import SavedModelError, naming
 from hesitant.methods.saving.folder import AGAIN, SavedFolder, entry_of
 from hesitant.methods.tied_tensors import with_all_names
 
-__all__ = ["DERIVED", "EXTRA", "SavedTensors", "read_tensors", "require_safetensors", "tensors_of", "write_tensors"]
+__all__ = [
+    "DERIVED",
+    "DETECTOR",
+    "EXTRA",
+    "SavedTensors",
+    "read_tensors",
+    "require_safetensors",
+    "tensors_of",
+    "write_tensors",
+]
 
 DERIVED: Final = "derived."  # before the names of buffers that no state dict holds
 EXTRA: Final = "extra."  # before those of what methods keep beside it
+DETECTOR: Final = "detector."  # before those of a detector around the method
 _UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 

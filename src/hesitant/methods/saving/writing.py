@@ -3,11 +3,12 @@
 import importlib.metadata
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hesitant.methods.saving.architectures import Limits
 from hesitant.methods.saving.committing import saving_into
@@ -15,26 +16,42 @@ from hesitant.methods.saving.describing import Architecture, described, networks
 from hesitant.methods.saving.failure import ArchitectureWarning
 from hesitant.methods.saving.folder import FORMAT, VERSION
 from hesitant.methods.saving.preprocessing import write_preprocessing
-from hesitant.methods.saving.tensors import require_safetensors, tensors_of, write_tensors
+from hesitant.methods.saving.tensors import DETECTOR, require_safetensors, tensors_of, write_tensors
 
-__all__ = ["write"]
+__all__ = ["SavedDetector", "write"]
 
 _LIBRARIES = ("hesitant", "torch", "timm", "torchvision", "transformers", "safetensors")
+
+
+@dataclass(frozen=True)
+class SavedDetector:
+    """What is saved of a detector around a method.
+
+    Attributes:
+        says: JSON: which it is, and its options.
+        tensors: What it was fitted to be, by name.
+    """
+
+    says: dict[str, Any]
+    tensors: Mapping[str, Tensor]
 
 
 def write(
     method: nn.Module,
     folder: Path,
     *,
+    detector: SavedDetector | None,
     policy: Any,
     preprocessing: Any,
     label_names: Sequence[str] | None,
     architecture: Architecture | Sequence[Architecture] | None,
     max_shard_size: int | str,
 ) -> None:
-    """Saves a method; the arguments are those of ``save_pretrained``."""
+    """Saves a method, and a detector around it; the arguments are those of ``save_pretrained``."""
     require_safetensors()
     saved = tensors_of(method)
+    if detector is not None:
+        saved.tensors.update({DETECTOR + name: tensor for name, tensor in detector.tensors.items()})
     told = described(method, architecture, Limits.of(saved))
     names = _names(label_names)
     frozen = [
@@ -54,6 +71,8 @@ def write(
             "policy": rules,
             "weights": {"files": files, "shared": saved.shared, "strides": saved.strides, "frozen": frozen},
         }
+        if detector is not None:
+            config["detector"] = detector.says
         new.commit(config)
     if told.to_give:
         warnings.warn(
@@ -62,7 +81,7 @@ def write(
             " built, architecture={'kind': 'class', 'name': 'package.module.Net', 'arguments': {...}}. To say that it"
             " will be given, architecture={'kind': 'given'}.",
             ArchitectureWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
