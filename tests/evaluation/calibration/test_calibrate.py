@@ -444,7 +444,7 @@ def test_the_factor_is_the_largest_that_costs_next_to_nothing() -> None:
     best = min(losses.values(), key=lambda loss: float(loss.mean()))
     frequencies = Y.bincount().double() / len(Y)
     known = float(-(frequencies * frequencies.log()).sum() - best.mean())
-    share = 0.02 * min(float(best.mean()), known)
+    share = min(max(0.02 * float(best.mean()), 1 / len(X)), 0.02 * known)
     allowed = [
         factor
         for factor, loss in losses.items()
@@ -509,6 +509,21 @@ def test_what_can_hardly_be_predicted_is_not_given_away_for_a_share_of_a_large_l
     least = quiet(copy.deepcopy(method), (inputs, noisy), mean_field_factors=(0.0,)).nll_after
     assert 0.02 * least > 0.5 * (math.log(12) - least)
     assert math.log(12) - answer.nll_after > 0.9 * (math.log(12) - least)
+
+
+def test_easy_data_do_not_switch_sngp_off() -> None:
+    """Where each input is known the least NLL, its share and the standard error are nothing; caution costs 1 / N."""
+    method, (inputs, targets) = sharply_informed(20_000)
+    prediction = method.predict(inputs)
+    sure_and_right = prediction.confidence.where(prediction.labels == targets, 0.0)
+    easy = sure_and_right.argsort(descending=True)[:1000]
+    data = inputs[easy], targets[easy]
+    least = quiet(copy.deepcopy(method), data, mean_field_factors=(0.0,)).nll_after
+    assert least < 1e-4
+    answer = quiet(method, data)
+    assert answer.mean_field_factor is not None
+    assert answer.mean_field_factor > 10
+    assert answer.nll_after - least <= 1 / 1000
 
 
 def moons(seed: int, size: int = 400) -> tuple[Tensor, Tensor]:

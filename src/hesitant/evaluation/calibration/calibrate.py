@@ -101,21 +101,23 @@ def calibrate(
     **The factor.** An SNGP divides its logits by `T sqrt(1 + factor * variance)`. What the factor is for, less
     certainty far from the training data, no in-domain input shows: by NLL alone it falls to the least there is, or T to
     its bound, which destroys the distance awareness. So T is fitted for each factor of a ladder, and the *largest*
-    factor is taken whose NLL exceeds the least by no more than the larger of two tolerances:
+    factor is taken whose NLL exceeds the least by no more than the largest of three tolerances:
 
     - one standard error of the difference, input by input (the one-standard-error rule of Breiman et al. 1984): the
       data cannot tell the two apart;
     - 2 % of the least NLL: they can, but it is not worth having. With many inputs the standard error falls to nothing,
-      and a difference of no consequence would decide; a share does not depend on how many inputs there are. Where the
-      targets are hardly predictable the NLL is large and 2 % of it may be all that the model knows, so it is also at
-      most 2 % of that: of the entropy of the targets' frequencies less the NLL.
+      and a difference of no consequence would decide; a share does not depend on how many inputs there are;
+    - 1 / N: a likelihood that is e times as large is "not worth more than a bare mention" (Kass and Raftery 1995, table
+      of section 3.2). Where the least NLL is next to 0, all inputs being easy, its share and its standard error are
+      nothing, and would take SNGP's caution for a loss.
 
-    So what is lost at most is known, 2 % of the NLL or less than the data can see. Where the least NLL is next to 0 the
-    share is nothing and the standard error decides, which is then of its order: few inputs make up all of the loss.
-    Out-of-domain data have no part in it. The ladder ends at 100: where `factor * variance` is far above 1 only
-    `T sqrt(factor)` counts. It begins at .01 and not at 0, at which SNGP would be switched off: at .01 the answer is
-    nearly that of 0 where the variance is at most 1, as with scaled features it is. With `posterior="monte_carlo"` the
-    same temperature divides the draws. In an ensemble of SNGPs all members get one factor.
+    Where the targets are hardly predictable the NLL is large and 2 % of it may be all that the model knows, so the last
+    two are also at most 2 % of that: of the entropy of the targets' frequencies less the NLL. So what is lost at most
+    is known, 2 % of the NLL or less than the data can see. Out-of-domain data have no part in it. The ladder ends at
+    100: where `factor * variance` is far above 1 only `T sqrt(factor)` counts. It begins at .01 and not at 0, at which
+    SNGP would be switched off: at .01 the answer is nearly that of 0 where the variance is at most 1, as with scaled
+    features it is. With `posterior="monte_carlo"` the same temperature divides the draws. In an ensemble of SNGPs all
+    members get one factor.
 
     Where each input is classified rightly (by some pass or member) there is no finite optimum: the likelihood rises as
     long as T falls. Then it warns, and takes the T at which the mean confidence is `(N + 1) / (N + 2)`, what N inputs
@@ -157,7 +159,8 @@ def calibrate(
     Warns:
         CalibrationWarning: There is no optimum within the bounds, or a target has the probability 0.
 
-    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", ICML.
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", ICML; of the third tolerance Kass and Raftery
+    1995, "Bayes Factors", JASA 90.
     """
     if isinstance(model, FeatureDetector):
         model = model.method
@@ -244,7 +247,8 @@ def _chosen(held: Held, ladder: Sequence[float | None]) -> tuple[float | None, F
         start = fit.likelihood.temperature  # the next one's is near
         rungs.append((factor, fit))
     best = min((fit.likelihood for _, fit in rungs), key=lambda each: each.mean)
-    share = _SHARE * min(best.mean, max(_entropy_of_targets(held) - best.mean, 0.0))
+    known = max(_entropy_of_targets(held) - best.mean, 0.0)
+    share = min(max(_SHARE * best.mean, 1 / held.num_inputs), _SHARE * known)
     allowed = []
     for rung in rungs:
         excess = rung[1].likelihood.losses - best.losses
