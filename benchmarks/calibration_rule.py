@@ -15,8 +15,8 @@ clinc150    150 intents on frozen sentence embeddings (MiniLM, of the package gt
 `choose` sees training and calibration data alone, and no function that it calls loads anything else. Of each factor it
 fits the temperature; then the rules, of which `calibrate` is the one in the library:
 
-calibrate            The largest factor whose NLL is worse than the least by at most one standard error or 2 %.
-one_standard_error   The same without the 2 %, on a ladder that begins at 0: the rule of before.
+calibrate            The largest factor whose NLL is worse than the least by at most one standard error, 2 % or 1 / N.
+one_standard_error   The same by the standard error alone, on a ladder that begins at 0: the rule of before.
 least_nll            The factor of the least NLL on that ladder.
 
 Only then `report` loads the test data and the out-of-domain data: AUROC by confidence, entropy and `ood_score`, for
