@@ -213,3 +213,16 @@ def test_a_file_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: 
     with pytest.raises(ValueError, match=r"answers the example with other probs than the method does, 0\.01 apart"):
         hesitant.export(hesitant.Deterministic(network()), tmp_path / "m.onnx", X)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_torch_cannot_convert_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_arguments: Any, **_options: Any) -> None:
+        try:
+            raise AttributeError("'tuple' object\nhas no attribute 'dtype'")
+        except AttributeError as error:
+            raise RuntimeError("Failed to convert.\nNext steps: ...") from error
+
+    monkeypatch.setattr(torch.onnx, "export", failing)
+    with pytest.raises(ValueError, match=r"torch\.onnx of torch .* cannot convert .*'tuple' object has no .*\.pt2"):
+        hesitant.export(hesitant.Deterministic(network()), tmp_path / "m.onnx", X)
+    assert list(tmp_path.iterdir()) == []

@@ -36,21 +36,28 @@ def write_onnx(
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
+        ValueError: torch.onnx cannot convert it.
     """
     try:
         import onnx_ir as ir
-        import onnxscript  # noqa: F401
+        import onnxscript
     except ImportError as error:
         raise ImportError("an ONNX file is written by onnx and onnxscript: pip install 'hesitant[onnx]'.") from error
     with quiet(), torch.no_grad(), recurrent_layers_kept():
-        written = torch.onnx.export(
-            program,
-            dynamo=True,
-            optimize=True,
-            verbose=False,
-            input_names=list(program.graph_signature.user_inputs),
-            output_names=names,
-        )
+        try:
+            written = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+                input_names=list(program.graph_signature.user_inputs),
+                output_names=names,
+            )
+        except Exception as error:  # of torch, onnx_ir, onnxscript: each version has its own
+            raise ValueError(
+                f"torch.onnx of torch {torch.__version__} with onnxscript {onnxscript.__version__} cannot convert the"
+                f" model, which is captured ({_cause(error)}): upgrade torch, with it onnxscript, or write a .pt2."
+            ) from error
     assert written is not None
     model = written.model
     # One of its own for each node: two that share a seed would draw the same masks.
@@ -93,6 +100,13 @@ class OnnxAnswers:
         outputs = [each.name for each in self._session.get_outputs()]
         answers = self._session.run(outputs, given)
         return {name: torch.from_numpy(answer) for name, answer in zip(outputs, answers, strict=True)}
+
+
+def _cause(error: BaseException) -> str:
+    """Answers what an error that has causes comes from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _values(model: Any) -> list[Any]:
