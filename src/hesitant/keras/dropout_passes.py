@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import keras
+from hesitant.keras.asking import AskingModel
 from hesitant.keras.covariance_pass import all_layers
 from hesitant.keras.forced_dropout import ForcedPasses, parts_of
 from keras import ops
@@ -16,7 +17,7 @@ _ROWS = 8192  # of one batch with all its passes
 _APART = 1024  # draws of one layer in one batch, so that no two batches share a mask
 
 
-class DropoutPasses(keras.Model):
+class DropoutPasses(AskingModel):
     """Answers ``passes`` outputs for each input, ``(B, passes, ...)``, with masks of their own.
 
     Raises:

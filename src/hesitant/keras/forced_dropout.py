@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask  # not public in any release
+
 import keras
 from keras import ops
 
@@ -184,4 +186,10 @@ def _answering(at: Any) -> Iterator[None]:
 
 
 def _tiled(tensor: Any, passes: int) -> Any:
-    return tensor if passes == 1 else ops.tile(tensor, (passes, *(1 for _ in tensor.shape[1:])))
+    """Answers a tensor for all passes at once, with its mask, which layers after it look for on it."""
+    if passes == 1:
+        return tensor
+    repeated, mask = ops.tile(tensor, (passes, *(1 for _ in tensor.shape[1:]))), get_keras_mask(tensor)
+    if mask is not None:
+        set_keras_mask(repeated, _tiled(mask, passes))
+    return repeated

@@ -16,6 +16,7 @@ from hesitant.keras.concrete import (
     only_shapes_are_asked_for,
     told_later,
 )
+from hesitant.keras.fitted_weights import FittedWeights
 from hesitant.keras.kept_features import is_kept, keep
 from hesitant.keras.mean_field import mean_field_logits as mean_field_logits  # where the tutorial reads it
 from hesitant.keras.posterior_factor import (
@@ -137,6 +138,7 @@ class RandomFeatureGaussianProcess(keras.layers.Layer):
             raise ValueError(f"ridge_decay=True needs a momentum in (0, 1), and got {gp_cov_momentum}.")
         if gp_cov_likelihood != "gaussian" and units != 1:
             raise ValueError(f"gp_cov_likelihood={gp_cov_likelihood!r} needs units=1, and got units={units}.")
+        self.fitted: FittedWeights | None = None  # by fit_covariance
         self.units, self.num_inducing = units, num_inducing
         self.gp_kernel_type, self.gp_kernel_scale = gp_kernel_type, gp_kernel_scale
         self.gp_output_bias, self.normalize_input = gp_output_bias, normalize_input

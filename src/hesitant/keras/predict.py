@@ -19,8 +19,9 @@ from hesitant.keras.answers import (
     two_columns,
     wide,
 )
+from hesitant.keras.asking import is_read_once, one_at_a_time
 from hesitant.keras.concrete import array_of
-from hesitant.keras.covariance_pass import PosteriorPass
+from hesitant.keras.covariance_pass import PosteriorPass, batches_of
 from hesitant.keras.dropout_passes import DropoutPasses, passes_at_once
 from hesitant.keras.mean_field import mean_field_logits
 
@@ -95,7 +96,8 @@ class SNGP(_Method):
         mean_field_factor: Of the mean-field logits whose softmax is the answer.
 
     Raises:
-        ValueError: The model has not exactly one such layer.
+        ValueError: The model has not exactly one such layer; of ``predict``: the weights have moved since
+            `fit_covariance`.
     """
 
     def __init__(self, model: Any, *, mean_field_factor: float = math.pi / 8) -> None:
@@ -103,7 +105,9 @@ class SNGP(_Method):
         self._posterior = PosteriorPass(model)
 
     def _answer(self, x: Any, batch_size: int | None) -> Answer:
-        logits, variance = map(wide, self._posterior.predict(x, batch_size=batch_size, verbose=0))
+        self._posterior.require_fitted()
+        with one_at_a_time():
+            logits, variance = map(wide, self._posterior.predict(x, batch_size=batch_size, verbose=0))
         adjusted = array_of(mean_field_logits(logits, variance, self.mean_field_factor))
         return Answer(
             probabilities(adjusted, "logits"),
@@ -151,11 +155,11 @@ class MCDropout(_Method):
             ValueError: No dropout took part.
         """
         batch_size = batch_size or _BATCH
-        passing = self._of(passes_at_once(self.num_samples, batch_size))
-        passing.start_from(int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed)
-        calls = -(-self.num_samples // passing.passes)
-        size = None if not hasattr(x, "shape") and not isinstance(x, (list, dict)) else batch_size
-        parts = [passing.predict(x, batch_size=size, verbose=0) for _ in range(calls)]
+        with one_at_a_time():
+            passing = self._of(passes_at_once(self.num_samples, batch_size))
+            passing.start_from(int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed)
+            calls = [passing] * -(-self.num_samples // passing.passes)
+            parts = _answers_to_the_same(calls, x, batch_size)
         return np.swapaxes(np.concatenate(parts, axis=1), 0, 1)[: self.num_samples]
 
     def _answer(self, x: Any, batch_size: int | None) -> Answer:
@@ -210,8 +214,7 @@ class DeepEnsemble(_Method):
 
     def _answer(self, x: Any, batch_size: int | None) -> Answer:
         self._require_different()
-        each = [member.predict(x, batch_size=batch_size, verbose=0) for member in self.members]
-        return of_passes(np.stack(each), self._kind)
+        return of_passes(np.stack(_answers_to_the_same(self.members, x, batch_size)), self._kind)
 
     def _require_different(self) -> None:
         first = self.members[0]
@@ -227,3 +230,13 @@ class DeepEnsemble(_Method):
                     f"members 0 and {place} have the same weights: an ensemble of them is one model. Does the builder's"
                     " initializer have a fixed seed?"
                 )
+
+
+def _answers_to_the_same(models: Sequence[Any], x: Any, batch_size: int | None) -> list[np.ndarray]:
+    """Answers what each of the models answers to the same inputs, which are read once where they may come otherwise."""
+    if not is_read_once(x):
+        return [model.predict(x, batch_size=batch_size, verbose=0) for model in models]
+    parts = [[model.predict_on_batch(batch) for model in models] for batch in batches_of(x, 1)]
+    if not parts:
+        raise ValueError("x has no batches: expected at least one. A generator that was read already has none left.")
+    return [np.concatenate(of_model) for of_model in zip(*parts, strict=True)]

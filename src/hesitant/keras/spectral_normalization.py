@@ -44,6 +44,7 @@ class SpectralNormalization(keras.layers.Wrapper):
         if not norm_multiplier > 0:
             raise ValueError(f"norm_multiplier={norm_multiplier} must be a positive number.")
         self.iteration, self.norm_multiplier = iteration, norm_multiplier
+        self.has_projected = False  # a kernel that was there already is left alone until it trains
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds the layer if it is not, bounds its kernel, and makes the singular vectors."""
@@ -86,6 +87,7 @@ class SpectralNormalization(keras.layers.Wrapper):
 
     def bounded(self, kernel: Any) -> Any:
         """Answers the bounded kernel, and advances the singular vectors by it."""
+        self.has_projected = True
         dtype = self.u.dtype
         wide = ops.stop_gradient(ops.cast(ops.convert_to_tensor(kernel), dtype))
         u, v, sigma = self._power_iteration(wide, ops.convert_to_tensor(self.u), self.iteration)
