@@ -103,6 +103,31 @@ def test_columns_of_every_kind_are_the_same_columns(folder: Path) -> None:
     np.testing.assert_array_equal(scorer(frame)["probs"], expected)
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int16, bool])
+def test_whole_numbers_are_numbers(folder: Path, dtype: Any) -> None:
+    """JSON writes 1.0 as 1: a row of zeros is answered as it is beside one that is not whole."""
+    scorer = Scorer(folder)
+    whole = (rows(20)["x"] > 0).astype(dtype)
+    answers = scorer({"x": whole})
+    np.testing.assert_array_equal(answers["probs"], scorer({"x": whole.astype(np.float32)})["probs"])
+    np.testing.assert_array_equal(scorer({"x": whole.tolist()})["probs"], answers["probs"])
+
+
+def test_what_is_looked_up_stays_whole(tmp_path: Path) -> None:
+    model = hesitant.Deterministic(nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, NUM_CLASSES)))
+    ids = np.arange(12).reshape(4, 3) % 9
+    model.save_pretrained(tmp_path)
+    answers = Scorer(tmp_path)({"ids": ids})
+    np.testing.assert_array_equal(answers["probs"], model.predict(torch.from_numpy(ids)).probs)
+
+
+def test_an_input_may_be_kept(folder: Path) -> None:
+    batch = rows(5)
+    answers = Scorer(folder, inputs="x", keep=["id", "x"])(batch)
+    np.testing.assert_array_equal(answers["x"], batch["x"])
+    np.testing.assert_array_equal(answers["probs"], Scorer(folder, inputs="x")(batch)["probs"])
+
+
 def test_the_inputs_keep_their_columns(folder: Path) -> None:
     batch = rows(4)
     before = {name: column.copy() for name, column in batch.items()}

@@ -62,10 +62,13 @@ def guarding_score(prediction: Prediction) -> Score:
     two is: it cannot tell an input between them from one that is neither. The variance of the logits depends on where
     an input lies and on no class, and is the answer where there is one.
     """
-    if prediction.probs.shape[1] > 2 or not {"logit_variance", "evidence"} <= {*prediction.available}:
+    if prediction.probs.shape[1] > 2 or "logit_variance" not in prediction.available:
         return "ood_score"
-    is_detectors = not torch.equal(prediction.ood_score, uniformity(prediction.evidence))
-    return "ood_score" if is_detectors else "logit_variance"
+    by_default = (
+        uniformity(prediction.evidence) if "evidence" in prediction.available else prediction.predictive_entropy
+    )
+    is_a_detectors = not torch.equal(prediction.ood_score, by_default.double())
+    return "ood_score" if is_a_detectors else "logit_variance"
 
 
 def _of_part(prediction: Prediction, score: Score) -> Tensor:

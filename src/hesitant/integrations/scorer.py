@@ -157,8 +157,10 @@ class Scorer:
         if missing:
             raise BadInputs(f"batch has the columns {list(columns)}: expected {missing[0]!r}, which keep names.")
         num_rows = len(next(iter(columns.values())))
-        kept = {name: columns.pop(name) for name in self.keep}
-        names = self.inputs.chosen(columns, loaded.arguments)
+        kept = {name: columns[name] for name in self.keep}
+        others = {name: column for name, column in columns.items() if name not in kept}
+        # A column that is kept is an input all the same where it is named as one.
+        names = self.inputs.chosen(columns if self.inputs.names is not None else others, loaded.arguments)
         inputs, reasons = loaded.read(self.inputs, {name: columns[name] for name in names})
         self._refuse(reasons, num_rows, kept)
         prediction, refused = self._asked(loaded, inputs, _others(reasons, num_rows))

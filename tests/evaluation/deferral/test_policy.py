@@ -493,6 +493,12 @@ def test_of_two_classes_an_sngp_is_guarded_by_its_variance(single, members):
     assert DeferralPolicy.calibrate(prediction, max_risk=0.2, guard=0.05, guard_score="energy").guard_score == "energy"
 
 
+def test_a_guard_of_two_classes_needs_no_logits():
+    p, variance = torch.rand(50, 1), torch.rand(50, 2)
+    prediction = Prediction(torch.cat([p, 1 - p], 1), logit_variance=variance)
+    assert DeferralPolicy.calibrate(prediction, budget=0.3, guard=0.1).guard_score == "logit_variance"
+
+
 def test_a_guard_is_the_ood_score_where_that_asks_a_question_of_its_own():
     detector = of_two_classes(False, 1, "knn").predict(torch.randn(50, 2))
     by_hand = detector.with_ood_score(torch.rand(50))

@@ -117,10 +117,13 @@ class InputColumns:
             f" which of them it takes, Scorer(..., inputs={present[0]!r})."
         )
 
-    def tensor(self, name: str, column: Array, dtype: torch.dtype) -> tuple[Tensor, dict[int, str]]:
+    def tensor(
+        self, name: str, column: Array, dtype: torch.dtype, *, whole_stay: bool
+    ) -> tuple[Tensor, dict[int, str]]:
         """A column of numbers as a tensor `(B, ...)`, and what is wrong with those of its rows that are no input.
 
-        Such rows are zeros in it. Floating numbers become `dtype`.
+        Such rows are zeros in it. Floating numbers become `dtype`, and so do whole ones, which JSON writes 1.0 as,
+        unless they are to stay for a model that looks things up by them.
         """
         shape = self.shapes.get(name)
         reasons: dict[int, str] = {}
@@ -141,7 +144,7 @@ class InputColumns:
         if tensor.is_floating_point():
             tensor = tensor.to(dtype)
             reasons = {**_infinite(name, tensor, native), **reasons}
-        return tensor, reasons
+        return tensor if whole_stay else tensor.to(dtype), reasons
 
 
 def texts(name: str, column: Array) -> tuple[list[str], dict[int, str]]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from hesitant.detection import FeatureDetector
 from hesitant.evaluation import DeferralPolicy
@@ -32,6 +32,7 @@ class Loaded:
         label_names: of the classes, where they have any.
         arguments: what the model's are called.
         dtype: what its floating inputs are to be.
+        looks_up: whether it has embeddings, which are asked by whole numbers.
     """
 
     method: Any
@@ -40,6 +41,7 @@ class Loaded:
     label_names: tuple[str, ...] | None
     arguments: tuple[str, ...]
     dtype: torch.dtype
+    looks_up: bool
     _one_at_a_time: Any = field(default_factory=threading.Lock)
 
     @classmethod
@@ -57,6 +59,7 @@ class Loaded:
             label_names=None if names is None else tuple(names),
             arguments=arguments_of(method.forward),
             dtype=next(floating, torch.get_default_dtype()),
+            looks_up=any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in method.modules()),
         )
 
     def read(self, inputs: InputColumns, columns: Mapping[str, NDArray[Any]]) -> tuple[Inputs, dict[int, str]]:
@@ -78,7 +81,7 @@ class Loaded:
         tensors: dict[str, Tensor] = {}
         reasons: dict[int, str] = {}
         for name, column in columns.items():
-            tensors[name], wrong = inputs.tensor(name, column, self.dtype)
+            tensors[name], wrong = inputs.tensor(name, column, self.dtype, whole_stay=self.looks_up)
             reasons = {**wrong, **reasons}
         return next(iter(tensors.values())) if strange and len(tensors) == 1 else tensors, reasons
 
