@@ -1,7 +1,7 @@
 """The figures of hesitant.keras: the tutorial over ten seeds, the Keras recipe on MNIST, and what they cost.
 
     python benchmarks/keras_face.py                                     # all parts on all three backends
-    python benchmarks/keras_face.py --backends jax --parts tutorial     # a backend, a part: tutorial, mnist or cost
+    python benchmarks/keras_face.py --backends jax --parts tutorial     # a backend, a part, or several
 
 Writes benchmarks/results/keras_face.json, in which parts and backends that were run before stay. Each backend runs in a
 process of its own. What it measures:
@@ -11,6 +11,8 @@ tutorial  The tutorial's protocol by model.fit, ten seeds, beside the reference'
           seed's surfaces are kept in data/work/keras, for keras_pictures.py.
 mnist     The Keras recipe as it is written (ten epochs, 100 passes).
 cost      A training step and the 10,000 points of the grid, as ratios to the deterministic network's in the same run.
+memory    By how much the process grows at its most while SNGP answers about 10,000, 100,000 and 1,000,000 points with
+          their variances, in MiB, after a first answer.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "keras_face.json"
 SURFACES = Path(__file__).parents[1] / "data" / "work" / "keras"
-BACKENDS, PARTS = ("tensorflow", "jax", "torch"), ("tutorial", "mnist", "cost")
+BACKENDS, PARTS = ("tensorflow", "jax", "torch"), ("tutorial", "mnist", "cost", "memory")
 SEEDS = range(10)
 # FIELD: the reference layers on this protocol, least and most of ten seeds.
 REFERENCE = {
@@ -205,6 +207,29 @@ def cost() -> dict[str, Any]:
     return answer
 
 
+def memory() -> dict[str, float]:
+    """Answers by how many MiB the peak of this process rises with each number of points, after a first answer."""
+    import resource
+
+    import numpy as np
+    from _keras_tutorial import DeepResNetSNGP, compiled, grid, moons
+
+    from hesitant.keras import SNGP, fit_covariance
+
+    x, _ = moons(0)
+    model = compiled(DeepResNetSNGP(None))
+    model(x[:1])
+    fit_covariance(model, x)
+    method = SNGP(model)
+    method.predict(grid(), batch_size=1000)
+    answer, before = {}, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in (10_000, 100_000, 1_000_000):
+        points = np.resize(grid(), (number, 2))
+        method.predict(points, batch_size=1000)
+        answer[f"{number} points"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return answer
+
+
 def timed(task: Any, model: Any) -> float:
     """Answers the seconds that a task takes."""
     began = time.perf_counter()
@@ -221,7 +246,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.within:
         for part in arguments.parts:
-            print(json.dumps({part: {"tutorial": tutorial, "mnist": mnist, "cost": cost}[part]()}), flush=True)
+            print(
+                json.dumps({part: {"tutorial": tutorial, "mnist": mnist, "cost": cost, "memory": memory}[part]()}),
+                flush=True,
+            )
         return
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for backend in arguments.backends:
