@@ -95,6 +95,16 @@ def test_drawn_masks_answer_as_the_method_does_but_for_chance() -> None:
     assert bool(((named["uncertainty"] - prediction.ood_score).abs() < 0.02).all())
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_few_passes_may_differ_by_chance(seed: int, tmp_path: Path) -> None:
+    """Three passes that agree by chance say nothing of how far three others may be from them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 3))
+        x = torch.randn(7, 4)
+        hesitant.export(hesitant.MCDropout(network, num_samples=3), tmp_path / "m.pt2", x)
+
+
 def test_a_network_without_dropout_is_refused() -> None:
     with pytest.raises(ValueError, match="no dropout reached the logits of Linear"):
         graph(hesitant.MCDropout(nn.Linear(4, 3), 5), X[:2])

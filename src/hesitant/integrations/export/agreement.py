@@ -17,6 +17,7 @@ Answers = Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Tensor]]
 _PROBS = {False: 1e-4, True: 2e-2}  # absolute, in half precision or not
 _RELATIVE = {False: 1e-2, True: 5e-2}  # of uncertainties and variances
 _DEVIATIONS = 8  # of a mean of passes from another: never by chance
+_FEW = 20  # passes, whose deviation from one another may be a tenth of what it is in the mean
 
 
 def require_agreement(answers: Answers, module: NamedAnswers, asked: Example, masks: list[Tensor], method: Any) -> None:
@@ -71,9 +72,10 @@ def _require_same(found: dict[str, Tensor], expected: dict[str, Tensor], *, is_h
 def _require_passes(found: dict[str, Tensor], again: dict[str, Tensor], prediction: Prediction, samples: int) -> None:
     if torch.equal(found["probs"], again["probs"]):
         raise ValueError("what was written answers twice alike: its dropout was lost. Nothing was kept.")
-    # Of an ensemble's passes the deviation may not be told: it is at most that of a class that is drawn or not.
+    # Of an ensemble's passes the deviation may not be told, and of a few passes not known: it is at most that of a class
+    # that is drawn or not.
     probs = prediction.probs.double().cpu()
-    known = "class_std" in prediction.available
+    known = "class_std" in prediction.available and samples >= _FEW
     deviation = prediction.class_std.double().cpu() if known else (probs * (1 - probs)).sqrt()
     slack = _DEVIATIONS * math.sqrt(2 / samples) * deviation + 1e-2
     apart = (found["probs"].double().cpu() - probs).abs()
