@@ -72,8 +72,8 @@ def _require_same(found: dict[str, Tensor], expected: dict[str, Tensor], *, is_h
 def _require_passes(found: dict[str, Tensor], again: dict[str, Tensor], prediction: Prediction, samples: int) -> None:
     if torch.equal(found["probs"], again["probs"]):
         raise ValueError("what was written answers twice alike: its dropout was lost. Nothing was kept.")
-    # Of an ensemble's passes the deviation may not be told, and of a few passes not known: it is at most that of a class
-    # that is drawn or not.
+    # Of an ensemble's passes the deviation may not be told, and of a few it is not known: it is at most that of a
+    # class that is drawn or not.
     probs = prediction.probs.double().cpu()
     known = "class_std" in prediction.available and samples >= _FEW
     deviation = prediction.class_std.double().cpu() if known else (probs * (1 - probs)).sqrt()
