@@ -1,7 +1,8 @@
 """Weights between the layers of Keras and those of PyTorch, so that both answer alike."""
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -17,6 +18,13 @@ _GP_SETTINGS = (
     ("gp_cov_likelihood", lambda module: module.likelihood),
     ("gp_kernel_type", lambda module: module.kernel),
 )  # fmt: skip
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_CONV_SETTINGS = (
+    # Of the Keras layer, of a ConvNd
+    ("strides", "stride"),
+    ("dilation_rate", "dilation"),
+    ("groups", "groups"),
+)  # fmt: skip
 
 
 def to_torch(layer: Any, module: Any) -> None:
@@ -24,14 +32,18 @@ def to_torch(layer: Any, module: Any) -> None:
 
     Of a `RandomFeatureGaussianProcess` the covariance goes with them, in float64 and factored anew.
 
+    Layouts stay each side's own: a convolution of channels last answers alike to inputs whose axes are in that order.
+
     Args:
         layer: A built Dense, Conv1D, Conv2D or Conv3D, LayerNormalization, BatchNormalization or
             `RandomFeatureGaussianProcess`; or one of these within a `SpectralNormalization`, whose bound stays behind.
+            An activation within a Dense or a convolution stays behind, too: in PyTorch it is a module of its own, which
+            follows.
         module: A Linear, ConvNd, LayerNorm, BatchNormNd or ``hesitant.nn.RandomFeatureGaussianProcess``.
 
     Raises:
         TypeError: There is no exchange between the two.
-        ValueError: Sizes or settings differ; the message says which.
+        ValueError: Sizes or settings differ; the message says which, and nothing has been written.
     """
     layer = _within(layer)
     if isinstance(layer, RandomFeatureGaussianProcess):
@@ -79,7 +91,8 @@ def _pairs(layer: Any, module: Any) -> list[tuple[Any, Any, Callable[[np.ndarray
             ("moving_mean", "running_mean"),
             ("moving_variance", "running_var"),
         ]
-    elif isinstance(getattr(layer, "kernel", None), keras.Variable) and len(layer.kernel.shape) >= 2:
+    elif _is_linear(layer, module):
+        _require_same_settings(layer, module)
         named = [("kernel", "weight"), ("bias", "bias")]
     else:
         named = []
@@ -104,6 +117,70 @@ def _pairs(layer: Any, module: Any) -> list[tuple[Any, Any, Callable[[np.ndarray
     if not pairs:
         raise TypeError(f"there is no exchange between a {type(layer).__name__} and a {type(module).__name__}.")
     return pairs
+
+
+def _is_linear(layer: Any, module: Any) -> bool:
+    """Answers whether the layer is a matrix, or both are convolutions of as many axes."""
+    kernel = getattr(layer, "kernel", None)
+    if not isinstance(kernel, keras.Variable):
+        return False
+    if isinstance(layer, _CONVOLUTIONS):
+        stride = getattr(module, "stride", None)
+        return not getattr(module, "transposed", True) and stride is not None and len(stride) == len(layer.strides)
+    return len(kernel.shape) == 2
+
+
+def _require_same_settings(layer: Any, module: Any) -> None:
+    if not isinstance(layer, _CONVOLUTIONS):
+        return
+    for name, theirs in _CONV_SETTINGS:
+        ours, other = getattr(layer, name), getattr(module, theirs)
+        if ours != other:
+            _refuse(name, layer, ours, other, f"expected the same. Make the module with {theirs}={ours!r}.")
+    expected, padding = _padding_of(layer), _torch_padding_of(module)
+    if expected is None:
+        _refuse(
+            "padding",
+            layer,
+            layer.padding,
+            module.padding,
+            f"with strides={layer.strides} what the layer pads depends on the size of its input, or it pads one side"
+            f" alone. Let a ZeroPadding{len(layer.strides)}D pad, and give the layer padding='valid'.",
+        )
+    if expected != padding:
+        both = tuple(before for before, after in expected if before == after)
+        advice = repr(both) if len(both) == len(expected) else "'same'"
+        _refuse("padding", layer, layer.padding, module.padding, f"expected padding={advice} of the module.")
+    if any(before + after for before, after in padding) and module.padding_mode != "zeros":
+        _refuse("padding_mode", layer, "zeros", module.padding_mode, "make the module with padding_mode='zeros'.")
+
+
+def _padding_of(layer: Any) -> tuple[tuple[int, int], ...] | None:
+    """Answers how much a convolution pads before and after on each axis, or None where PyTorch's cannot."""
+    reach = [rate * (size - 1) for rate, size in zip(layer.dilation_rate, layer.kernel_size, strict=True)]
+    if layer.padding == "valid":
+        return tuple((0, 0) for _ in reach)
+    steps = zip(reach, layer.strides, strict=True)
+    if (layer.padding != "same" and any(reach)) or any(over and stride != 1 for over, stride in steps):
+        return None
+    return tuple((over // 2, over - over // 2) for over in reach)
+
+
+def _torch_padding_of(module: Any) -> tuple[tuple[int, int], ...]:
+    if module.padding == "valid":
+        return tuple((0, 0) for _ in module.kernel_size)
+    if module.padding == "same":
+        reach = [rate * (size - 1) for rate, size in zip(module.dilation, module.kernel_size, strict=True)]
+        return tuple((over // 2, over - over // 2) for over in reach)
+    return tuple((size, size) for size in module.padding)
+
+
+def _refuse(setting: str, layer: Any, ours: Any, theirs: Any, advice: str) -> NoReturn:
+    raise ValueError(f"{setting} of layer {layer.name} is {ours!r}, and of the module {theirs!r}: {advice}")
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _as_it_is(numbers: np.ndarray) -> np.ndarray:
@@ -181,15 +258,46 @@ def _require_alike(layer: RandomFeatureGaussianProcess, module: Any) -> None:
     for name, theirs in _GP_SETTINGS:
         ours, other = getattr(layer, name), theirs(module)
         if ours != other:
-            raise ValueError(
-                f"{name} of layer {layer.name} is {ours!r}, and of the module {other!r}: expected the same."
-            )
+            _refuse(name, layer, ours, other, "expected the same.")
     if (layer.layer_norm is None) != (module.layer_norm is None):
         raise ValueError("one of the two normalizes its inputs: expected normalize_input to be the same.")
     if tuple(layer.beta.shape) != tuple(module.beta.shape):
         raise ValueError(
             f"beta of layer {layer.name} is {tuple(layer.beta.shape)}, and of the module {tuple(module.beta.shape)}:"
             " expected the same number of features and classes."
+        )
+    if layer.random_weight is None:
+        _require_same_input_scale(layer, module)
+        return
+    if layer.random_weight.shape[0] != module.in_features:
+        _refuse("input width", layer, layer.random_weight.shape[0], module.in_features, "expected the same.")
+    _require_same_activation(layer, module)
+
+
+def _require_same_input_scale(layer: RandomFeatureGaussianProcess, module: Any) -> None:
+    """Of a linear kernel, which has no projection W that could take the scale up."""
+    scale = _scale_of(layer)
+    ours, theirs = scale**-2, module.kernel_scale
+    if not math.isclose(ours, theirs, rel_tol=1e-5):
+        advice = f"make the module with kernel_scale={ours:.6g}, since the layer multiplies its inputs by {scale:.6g}."
+        _refuse("the squared scale of the inputs (gp_kernel_scale)", layer, round(ours, 6), round(theirs, 6), advice)
+
+
+def _require_same_activation(layer: RandomFeatureGaussianProcess, module: Any) -> None:
+    """By what they answer: the same function has other names on the other side, and the same name other defaults."""
+    draw = np.random.default_rng(0)
+    shape = (16, layer.num_inducing)
+    projected = draw.normal(size=shape) * draw.choice([0.1, 1, 10], shape)
+    projected = projected.astype(np.float32)
+    ours = array_of(layer.custom_random_features_activation(keras.ops.convert_to_tensor(projected)))
+    theirs = _read(module.activation(_like(module.random_weight, projected)))
+    if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-4, atol=1e-4, equal_nan=True):
+        _refuse(
+            "custom_random_features_activation",
+            layer,
+            _name_of(layer.custom_random_features_activation),
+            _name_of(module.activation),
+            "they do not answer alike. Make the module with activation= the same function of PyTorch.",
         )
 
 

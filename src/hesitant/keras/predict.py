@@ -14,6 +14,7 @@ from hesitant.keras.answers import (
     centred,
     logits_and_evidence,
     of_hesitant,
+    of_members,
     of_passes,
     probabilities,
     two_columns,
@@ -70,7 +71,7 @@ class Deterministic(_Method):
     """A Keras model as it is.
 
     Args:
-        model: A built Keras classifier that answers ``(B, C)``, or ``(B, 1)`` for two classes.
+        model: A built Keras classifier that answers ``(B, C)``, or ``(B, 1)`` or ``(B,)`` for two classes.
         outputs: ``"logits"`` or ``"probabilities"``: what it answers.
 
     Raises:
@@ -214,7 +215,7 @@ class DeepEnsemble(_Method):
 
     def _answer(self, x: Any, batch_size: int | None) -> Answer:
         self._require_different()
-        return of_passes(np.stack(_answers_to_the_same(self.members, x, batch_size)), self._kind)
+        return of_members(_answers_to_the_same(self.members, x, batch_size), self._kind)
 
     def _require_different(self) -> None:
         first = self.members[0]
@@ -232,11 +233,11 @@ class DeepEnsemble(_Method):
                 )
 
 
-def _answers_to_the_same(models: Sequence[Any], x: Any, batch_size: int | None) -> list[np.ndarray]:
+def _answers_to_the_same(models: Sequence[Any], x: Any, batch_size: int | None) -> list[Any]:
     """Answers what each of the models answers to the same inputs, which are read once where they may come otherwise."""
     if not is_read_once(x):
         return [model.predict(x, batch_size=batch_size, verbose=0) for model in models]
-    parts = [[model.predict_on_batch(batch) for model in models] for batch in batches_of(x, 1)]
+    parts = [[wide(model.predict_on_batch(batch)) for model in models] for batch in batches_of(x, 1)]
     if not parts:
         raise ValueError("x has no batches: expected at least one. A generator that was read already has none left.")
     return [np.concatenate(of_model) for of_model in zip(*parts, strict=True)]
