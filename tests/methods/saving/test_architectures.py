@@ -30,6 +30,7 @@ from torch import nn
 import hesitant
 from hesitant import SNGP, DeepEnsemble, Deterministic
 from hesitant.methods import ArchitectureWarning, SavedModelError
+from hesitant.methods.saving import outline_digest
 
 CLASSES = 3
 
@@ -315,3 +316,14 @@ def test_transformers_loads_no_random_head_of_a_saved_folder(tmp_path: Path) -> 
             loader.from_pretrained(folder)
     with pytest.raises(OSError, match="no file named"):
         BertForSequenceClassification.from_pretrained(folder)
+
+
+def test_what_another_version_of_torch_says_of_a_bias_is_no_other_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    before = outline_digest(network)
+    said = nn.BatchNorm1d.extra_repr
+    monkeypatch.setattr(nn.BatchNorm1d, "extra_repr", lambda self: said(self).replace(", bias=True", ""))
+    assert outline_digest(network) == before
+    monkeypatch.setattr(nn.BatchNorm1d, "extra_repr", lambda self: said(self).replace("affine=", "affine=True, bias="))
+    assert outline_digest(network) == before
+    assert outline_digest(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, eps=1e-3))) != before

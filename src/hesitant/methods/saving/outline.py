@@ -1,6 +1,7 @@
 """What a network is made of, beside its weights: by which another network is known to be, or not to be, the same."""
 
 import hashlib
+import re
 import types
 from collections.abc import Collection, Iterator
 from itertools import zip_longest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 __all__ = ["difference", "outline_digest", "shapes_of"]
 
 _PLAIN: Final = (bool, int, float, str, type(None))
+_BIAS: Final = re.compile(r", bias=(True|False)")  # shapes tell; of BatchNorm some versions of torch say it, too
 _OF_ALL: Final = frozenset(vars(nn.Module())) | {"gradient_checkpointing", "grad_checkpointing", "name_or_path"}
 
 
@@ -61,7 +63,8 @@ def difference(model: nn.Module, other: nn.Module, without: Collection[str] = ()
 def _outline(model: nn.Module, without: Collection[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for path, module in model.named_modules(remove_duplicate=False):
         if not _within(path, without):
-            yield path, f"{type(module).__qualname__}({module.extra_repr()})", _attributes(module)
+            said = _BIAS.sub("", module.extra_repr())
+            yield path, f"{type(module).__qualname__}({said})", _attributes(module)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
