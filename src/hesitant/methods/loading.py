@@ -93,12 +93,13 @@ def load_within(
     device: torch.device | str | None,
 ) -> Loaded:
     """Answers what :func:`load` does, for a folder whose files may be links to others within ``root``."""
-    if saves_detector(SavedFolder.at(folder, root)):
+    method, detector = load_with_detector(folder, root, model=model, trust=trust, device=device)
+    if detector is not None:
         raise SavedModelError(
             f"{folder} holds a FeatureDetector around a method, and would not detect as it does without it: load it by"
             " hesitant.detection.FeatureDetector.from_pretrained(folder), whose attribute method is the method."
         )
-    return load_with_detector(folder, root, model=model, trust=trust, device=device)[0]
+    return method
 
 
 def load_with_detector(
@@ -130,10 +131,9 @@ def load_with_detector(
     return method.eval(), detector
 
 
-def saves_detector(folder: str | Path | SavedFolder) -> bool:
+def saves_detector(folder: str | Path) -> bool:
     """Answers whether a folder holds a detector around its method."""
-    saved = folder if isinstance(folder, SavedFolder) else SavedFolder.at(folder)
-    return "detector" in require_config(saved)
+    return "detector" in require_config(SavedFolder.at(folder))
 
 
 def saved_policy(folder: str | Path) -> Any:
