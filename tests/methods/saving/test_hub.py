@@ -8,6 +8,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import transformers.utils.hub  # noqa: F401  whose annotations want the hub's own HfApi, before the fixture's
 from tests.methods.saving.models import (
     PATH,
     OwnNet,
