@@ -311,8 +311,10 @@ def measure(
         answering = study.answering(name, method.to(device), known)
         paths = {risk: _beside(kept, risk) for risk in RISKS}
         policies = {risk: DeferralPolicy.load(path) if path.exists() else None for risk, path in paths.items()}
+        # A detector's row answers as the row that it is on: under corruptions it has nothing of its own.
+        asked = unseen if study.rows[name].detector is None else replace(unseen, shifts={})
         found = {
-            **figures(answering.predict, unseen, policies),
+            **figures(answering.predict, asked, policies),
             **_cost(answering, baseline, unseen),
             **{key: chosen[key] for key in ("temperature", "mean_field_factor", "training_seconds")},
         }

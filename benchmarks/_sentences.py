@@ -47,14 +47,16 @@ def newsgroups_texts(folder: Path, split: str) -> Texts:
     return [text for _, text in rows], torch.tensor([groups.index(group) if inside else -1 for group, _ in rows])
 
 
-def embeddings(kept: Path, texts: Callable[[], Texts], *, max_length: int = 256) -> tuple[Tensor, Tensor]:
+def embeddings(
+    kept: Path, texts: Callable[[], Texts], *, max_length: int = 256, normalised: bool = True
+) -> tuple[Tensor, Tensor]:
     """Answers the embeddings `(N, 384)` and classes `(N,)` of texts, from a file where they are kept, else made now."""
     if not kept.exists():
         found, classes = texts()
         kept.parent.mkdir(parents=True, exist_ok=True)
         unfinished = kept.with_suffix(".part")
         with unfinished.open("wb") as file:
-            np.savez(file, embeddings=embedded(found, max_length).numpy(), targets=classes.numpy())
+            np.savez(file, embeddings=embedded(found, max_length, normalised).numpy(), targets=classes.numpy())
         os.replace(unfinished, kept)
     arrays = np.load(kept)
     return torch.from_numpy(arrays["embeddings"]), torch.from_numpy(arrays["targets"])
@@ -99,8 +101,8 @@ def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def embedded(texts: list[str], max_length: int) -> Tensor:
-    """Answers embeddings `(N, 384)` of norm 1, as MiniLM is meant to be used, of the first `max_length` tokens each."""
+def embedded(texts: list[str], max_length: int, normalised: bool) -> Tensor:
+    """Answers embeddings `(N, 384)` of the first `max_length` tokens each; MiniLM is meant to be used with norm 1."""
     tokenizer, encoder = minilm()
     encoder.eval()
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
@@ -110,4 +112,4 @@ def embedded(texts: list[str], max_length: int) -> Tensor:
         batch = [texts[row] for row in rows]
         tokens = tokenizer(batch, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
         answer[rows] = pooled(encoder(**tokens).last_hidden_state, tokens["attention_mask"])
-    return nn.functional.normalize(answer, dim=-1)
+    return nn.functional.normalize(answer, dim=-1) if normalised else answer

@@ -41,7 +41,8 @@ def tables(results: Mapping[str, Any], titles: Mapping[str, str]) -> str:
                 for key, (heading, digits) in headings.items()
                 for each in strengths
             }
-            lines += [*_table(f"{titles[name]}, 15 corruptions by strength", rows, columns), ""]
+            of_some = {key: row for key, row in rows.items() if columns.keys() & row["summary"].keys()}
+            lines += [*_table(f"{titles[name]}, 15 corruptions by strength", of_some, columns), ""]
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """Learning-rate schedules advance after each step or after each epoch, for one model and for an ensemble."""
 
+import math
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from hesitant import DeepEnsemble, fit
 
@@ -50,20 +53,61 @@ def test_a_schedule_advances_as_often_as_is_said(model: Any, every: str, accumul
     assert made.last_epoch == expected
 
 
+def rates_of(model: nn.Module, data: Any = (X, Y), **options: Any) -> list[float]:
+    """Answers the learning rate of each step, the greatest 1."""
+    rates: list[float] = []
+
+    def note(optimizer: Any, _args: Any, _options: Any) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        options = {"epochs": 3, "batch_size": 10, "progress": False, "learning_rate": 1.0, **options}
+        history = fit(model, data, **options)
+    finally:
+        handle.remove()
+    assert getattr(history, "one_by_one", None) is None
+    return rates
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("accumulation", [1, 2, 3])
+@pytest.mark.parametrize("build", [network, lambda: DeepEnsemble([network(0), network(1)], vectorize=True)])
+def test_by_default_the_rate_falls_from_step_to_step_to_almost_none(build: Any, accumulation: int, epochs: int) -> None:
+    rates = rates_of(build(), epochs=epochs, gradient_accumulation_steps=accumulation)
+    steps = epochs * math.ceil(4 / accumulation)
+    assert rates == pytest.approx([(1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)])
+
+
+def test_a_loader_of_ones_own_says_how_many_steps_there_are() -> None:
+    loader = DataLoader(TensorDataset(X, Y), batch_size=16, shuffle=True, generator=torch.Generator())
+    assert rates_of(network(), loader, epochs=2) == pytest.approx([1, 0.933, 0.75, 0.5, 0.25, 0.067], abs=1e-3)
+
+
+class Stream(IterableDataset[Any]):
+    """Rows in their order."""
+
+    def __iter__(self) -> Any:
+        return iter(zip(X, Y, strict=True))
+
+
+def test_of_a_stream_that_does_not_say_how_long_it_is_the_rate_falls_from_epoch_to_epoch() -> None:
+    rates = rates_of(network(), DataLoader(Stream(), batch_size=20))
+    assert rates == pytest.approx([1, 1, 0.75, 0.75, 0.25, 0.25])
+
+
+@pytest.mark.filterwarnings("ignore:Length of IterableDataset")
+def test_a_stream_that_is_longer_than_it_says_ends_at_the_least_rate() -> None:
+    class Modest(Stream):
+        def __len__(self) -> int:
+            return 20
+
+    rates = rates_of(network(), DataLoader(Modest(), batch_size=10), epochs=1)
+    assert rates == pytest.approx([1, 0.5, 0, 0])
+
+
 def test_one_cycle_runs_through_its_whole_cycle() -> None:
-    rates = []
-
-    class Noted(torch.optim.SGD):
-        def step(self, closure: Any = None) -> Any:
-            rates.append(self.param_groups[0]["lr"])
-            return super().step(closure)
-
-    trained(
-        network(),
-        lambda o: OneCycleLR(o, max_lr=0.1, total_steps=12),
-        schedule_every="step",
-        optimizer=lambda parameters: Noted(parameters, lr=1.0),
-    )
+    rates = rates_of(network(), scheduler=lambda o: OneCycleLR(o, max_lr=0.1, total_steps=12), schedule_every="step")
     assert len(rates) == 12
     assert max(rates) == pytest.approx(0.1, rel=0.05)
     assert rates[-1] < 1e-4 < rates[0]

@@ -72,11 +72,12 @@ def fit(
         learning_rate: Of AdamW, the default optimizer.
         weight_decay: Of AdamW.
         optimizer: Makes another optimizer from the trainable parameters.
-        scheduler: ``"cosine"``: the learning rate falls from epoch to epoch, by half a cosine over all; None: it stays
-            as it is; or what makes a schedule of the optimizer. ReduceLROnPlateau goes by the validation NLL, or
-            without validation data by the training loss.
-        schedule_every: ``"epoch"``, or ``"step"``: whether it advances after each epoch, or after each step of the
-            optimizer, as warm-up and OneCycle need.
+        scheduler: ``"cosine"``: the learning rate falls from step to step, by half a cosine over all epochs, to almost
+            none (from epoch to epoch where the data are a stream that does not say how long it is); None: it stays as
+            it is; or what makes a schedule of the optimizer. ReduceLROnPlateau goes by the validation NLL, or without
+            validation data by the training loss.
+        schedule_every: ``"epoch"``, or ``"step"``: whether a schedule of your own advances after each epoch, or after
+            each step of the optimizer, as warm-up and OneCycle need.
         loss: ``loss(logits, targets)``, a scalar; the default is the cross-entropy, binary for a single logit, or of a
             method with ``outputs="probabilities"`` the negative log-likelihood of these. A loss of your own is given
             the targets as they are; the default's name classes, or are distributions over them.
@@ -113,17 +114,13 @@ def fit(
         raise ValueError(f"mixed_precision={mixed_precision!r} is not known: expected 'no', 'fp16' or 'bf16'.")
     if schedule_every not in ("epoch", "step"):
         raise ValueError(f"schedule_every={schedule_every!r} is not known: expected 'epoch' or 'step'.")
-    if scheduler == "cosine":
-        if schedule_every == "step":
-            raise ValueError("schedule_every='step' is of a scheduler of your own: scheduler='cosine' goes by epochs.")
-        scheduler = CosineSchedule(epochs)
-    elif isinstance(scheduler, str):
+    if isinstance(scheduler, str) and scheduler != "cosine":
         raise ValueError(f"scheduler={scheduler!r} is not known: expected 'cosine', None or a function.")
     settings = Settings(
         epochs=epochs,
         batch_size=batch_size,
         make_optimizer=optimizer or (lambda parameters: adamw(parameters, learning_rate, weight_decay)),
-        make_scheduler=scheduler,
+        make_scheduler=CosineSchedule(epochs) if scheduler == "cosine" else scheduler,
         schedule_every=schedule_every,
         loss=loss,
         validation_data=validation_data,

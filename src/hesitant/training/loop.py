@@ -18,7 +18,7 @@ from hesitant.prediction import Prediction
 from hesitant.training.checkpoint import Progress, global_random_states, load_checkpoint, save_checkpoint
 from hesitant.training.history import History
 from hesitant.training.run_identity import run_identity
-from hesitant.training.schedule import Schedule
+from hesitant.training.schedule import Schedule, steps_per_epoch
 from hesitant.training.settings import NO_TARGETS, Settings
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ class _Run:
         self.classifies, self.outputs = settings.loss is None, settings.outputs_of(model)
         self.generator = cast(torch.Generator, getattr(loader, "generator", None) or torch.Generator())
         self.raw_optimizer = settings.make_optimizer(parameters)
-        self.schedule = Schedule(settings.make_scheduler, settings.schedule_every, self.raw_optimizer)
+        steps = steps_per_epoch(loader, accelerator.num_processes, settings.gradient_accumulation_steps)
+        self.schedule = Schedule(settings.make_scheduler, settings.schedule_every, self.raw_optimizer, steps)
         self.identity = run_identity(
             model, settings, loader, self.raw_optimizer, self.schedule, accelerator.num_processes
         )

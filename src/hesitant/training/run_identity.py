@@ -46,7 +46,7 @@ def run_identity(
     }
 
 
-def _name_of(make_scheduler: MakeScheduler | None, schedule: Schedule) -> str | None:
+def _name_of(make_scheduler: MakeScheduler | CosineSchedule | None, schedule: Schedule) -> str | None:
     if isinstance(make_scheduler, CosineSchedule):
         return f"cosine over {make_scheduler.epochs} epochs"
     return None if schedule.scheduler is None else type(schedule.scheduler).__name__

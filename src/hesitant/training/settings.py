@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hesitant.methods import ModelWrapper, Outputs
-from hesitant.training.schedule import Every, MakeScheduler
+from hesitant.training.schedule import CosineSchedule, Every, MakeScheduler
 
 NO_TARGETS = (
     "data has no targets: expected (inputs, targets), a tuple, or a dict with 'labels'. A list is several inputs of the"
@@ -30,7 +30,7 @@ class Settings:
     epochs: int
     batch_size: int
     make_optimizer: MakeOptimizer
-    make_scheduler: MakeScheduler | None
+    make_scheduler: MakeScheduler | CosineSchedule | None
     schedule_every: Every
     loss: Loss | None
     validation_data: Any

@@ -81,7 +81,8 @@ class MemberCheckpoints:
     def _identity(self, member: nn.Module, own: Settings) -> Any:
         """Answers what identifies the run of one member, as if it trained alone."""
         optimizer = own.make_optimizer([p for p in member.parameters() if p.requires_grad])
-        schedule = Schedule(own.make_scheduler, own.schedule_every, optimizer)
+        steps = self._batches.steps_per_epoch()
+        schedule = Schedule(own.make_scheduler, own.schedule_every, optimizer, steps)
         return run_identity(member, own, self._batches.loader(torch.Generator()), optimizer, schedule, 1)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hesitant.inputs import Batch, Order, Rows, as_batch, as_targets, map_tensors, member_loader, rows_of, tensors_of
+from hesitant.training.schedule import steps_per_epoch
 from hesitant.training.settings import Settings
 
 _DATA_ON_DEVICE = 2**30  # bytes of training data that are kept on an accelerator
@@ -39,6 +40,10 @@ class MemberBatches:
     def loader(self, generator: torch.Generator) -> DataLoader[Any]:
         """Answers the batches of a member in the order that the generator draws."""
         return member_loader(self._data, self._each[0].batch_size, generator)
+
+    def steps_per_epoch(self) -> int | None:
+        """Answers the optimizer's steps in an epoch; None where the data do not say how many they are."""
+        return steps_per_epoch(self.loader(torch.Generator()), 1, self._each[0].gradient_accumulation_steps)
 
     def firsts(self, seeded: Callable[[int], Any]) -> list[Batch]:
         """Answers the first batch of each member, drawn apart: no order moves.

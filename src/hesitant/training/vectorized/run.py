@@ -90,7 +90,7 @@ class VectorizedRun:
 
     def _rehearsed(self, firsts: Sequence[Batch]) -> MemberStack:
         try:
-            stack = MemberStack(self.members, self.settings)
+            stack = MemberStack(self.members, self.settings, self.batches.steps_per_epoch())
             stack.rehearse(firsts)
         except CannotStackError:
             raise

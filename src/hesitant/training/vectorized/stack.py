@@ -33,6 +33,7 @@ class MemberStack:
     Args:
         members: In training mode, on one device.
         settings: How to train; their seed is that of the stack's dropout.
+        steps_per_epoch: Of the optimizer; None where the data do not say how many they are.
 
     Attributes:
         weights: Of the members, stacked.
@@ -40,14 +41,14 @@ class MemberStack:
         schedule: Of the optimizer's learning rate.
     """
 
-    def __init__(self, members: Sequence[nn.Module], settings: Settings) -> None:
+    def __init__(self, members: Sequence[nn.Module], settings: Settings, steps_per_epoch: int | None) -> None:
         self._members, self._settings = list(members), settings
         networks = [network_of(member) for member in members]
         self._base = copy.deepcopy(networks[0]).train()  # runs with the weights of each
         self._forget_covariances()
         self.weights = StackedWeights(networks)
         self.optimizer = self.weights.optimizer(settings.make_optimizer, members[0])
-        self.schedule = Schedule(settings.make_scheduler, settings.schedule_every, self.optimizer)
+        self.schedule = Schedule(settings.make_scheduler, settings.schedule_every, self.optimizer, steps_per_epoch)
         if isinstance(self.schedule.scheduler, ReduceLROnPlateau):
             raise CannotStackError("each member has a plateau of its own, and ReduceLROnPlateau sets one rate for all")
         self._loss, self._penalized = settings.loss_of(members[0]), _penalized(members[0])
