@@ -72,10 +72,10 @@ def fit(
         learning_rate: Of AdamW, the default optimizer.
         weight_decay: Of AdamW.
         optimizer: Makes another optimizer from the trainable parameters.
-        scheduler: ``"cosine"``: the learning rate falls from step to step, by half a cosine over all epochs, to almost
-            none (from epoch to epoch where the data are a stream that does not say how long it is); None: it stays as
-            it is; or what makes a schedule of the optimizer. ReduceLROnPlateau goes by the validation NLL, or without
-            validation data by the training loss.
+        scheduler: ``"cosine"``: the learning rate rises over the first tenth of all steps and falls by half a cosine
+            over the others, to almost none (where the data are a stream that does not say how long it is, it falls from
+            epoch to epoch); None: it stays as it is; or what makes a schedule of the optimizer. ReduceLROnPlateau goes
+            by the validation NLL, or without validation data by the training loss.
         schedule_every: ``"epoch"``, or ``"step"``: whether a schedule of your own advances after each epoch, or after
             each step of the optimizer, as warm-up and OneCycle need.
         loss: ``loss(logits, targets)``, a scalar; the default is the cross-entropy, binary for a single logit, or of a

@@ -12,23 +12,36 @@ from torch.utils.data import DataLoader
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 Every = Literal["epoch", "step"]
 
+_RISING = 0.1  # of all steps
+
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """Half a cosine over a run, from the full rate at its first step to almost none at its last.
+    """A rate that rises over the first tenth of a run's steps, and falls by half a cosine to almost none at the last.
 
-    A run of few epochs, as those that fine-tune a pretrained model are, is over before a rate that falls from epoch to
-    epoch has fallen: the last of three would have a quarter of it. Source: Loshchilov and Hutter, "SGDR: Stochastic
-    Gradient Descent with Warm Restarts", ICLR 2017, equation 5, which counts batches, too.
+    Both are for the few epochs in which a pretrained model is fine-tuned. A full rate at the first steps, when Adam has
+    seen no gradients and the classifier nothing at all, takes it apart; Mosbach et al., "On the Stability of
+    Fine-tuning BERT", ICLR 2021, section 6, warm up for a tenth, too. And a rate that falls from epoch to epoch would
+    still be a quarter in the last of three. Source of the cosine: Loshchilov and Hutter, "SGDR: Stochastic Gradient
+    Descent with Warm Restarts", ICLR 2017, equation 5, which counts batches.
     """
 
     epochs: int
 
     def of(self, optimizer: Optimizer, steps_per_epoch: int | None) -> tuple[LRScheduler, Every]:
-        """Answers the schedule of an optimizer, and when it advances: where nobody knows of steps, by epochs."""
+        """Answers the schedule of an optimizer, and when it advances: where nobody knows of steps, by epochs.
+
+        By epochs it only falls.
+        """
         total = self.epochs * (steps_per_epoch or 1)
-        schedule = LambdaLR(optimizer, lambda done: (1 + math.cos(math.pi * min(done / total, 1.0))) / 2)
-        return schedule, "epoch" if steps_per_epoch is None else "step"
+        rising = 0.0 if steps_per_epoch is None else _RISING * total
+
+        def share(done: int) -> float:
+            if done + 1 < rising:
+                return (done + 1) / rising
+            return (1 + math.cos(math.pi * min(max(done - rising, 0.0) / (total - rising), 1.0))) / 2
+
+        return LambdaLR(optimizer, share), "epoch" if steps_per_epoch is None else "step"
 
 
 class Schedule:
