@@ -13,6 +13,7 @@ from tests.leaving import leave
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset, WeightedRandomSampler
 
 import hesitant
@@ -171,6 +172,11 @@ def work(rank: int, workers: int, folder: str) -> None:
         device="cpu",
         validation_data=TensorDataset(X, Y),
     )
+    rates: list[float] = []
+    register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    dropping = DataLoader(TensorDataset(X, Y), batch_size=8, drop_last=True)  # 7 batches: 2 for each of 3 workers
+    hesitant.fit(normed(), dropping, epochs=3, learning_rate=1.0, progress=False, device="cpu")
+    answer["rates"] = rates
     torch.save(answer, f"{folder}/{rank}.pt")
     leave()
 
@@ -257,6 +263,11 @@ def test_fit_gives_the_covariance_of_its_own_weights(answers: list[dict[str, Any
 def test_a_resumed_run_ends_as_an_unbroken_one(answers: list[dict[str, Any]]) -> None:
     for answer in answers:
         assert_alike([answer["whole"], answer["resumed"]])
+
+
+def test_the_rate_falls_over_the_steps_of_a_worker(answers: list[dict[str, Any]]) -> None:
+    for answer in answers:
+        assert answer["rates"] == pytest.approx([1, 0.9865, 0.8431, 0.5868, 0.3020, 0.0823], abs=1e-4)
 
 
 def test_a_plain_model_is_validated_alike(answers: list[dict[str, Any]]) -> None:

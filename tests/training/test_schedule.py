@@ -100,19 +100,83 @@ class Stream(IterableDataset[Any]):
         return iter(zip(X, Y, strict=True))
 
 
-def test_of_a_stream_that_does_not_say_how_long_it_is_the_rate_falls_from_epoch_to_epoch() -> None:
+def test_of_a_stream_that_does_not_say_how_long_it_is_the_first_epoch_has_the_full_rate() -> None:
     rates = rates_of(network(), DataLoader(Stream(), batch_size=20))
-    assert rates == pytest.approx([1, 1, 0.75, 0.75, 0.25, 0.25])
+    assert rates == pytest.approx([1, 1, *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(2, 6)]])
 
 
 @pytest.mark.filterwarnings("ignore:Length of IterableDataset")
-def test_a_stream_that_is_longer_than_it_says_ends_at_the_least_rate() -> None:
-    class Modest(Stream):
+@pytest.mark.parametrize("said", [20, 60, 4000])
+def test_a_stream_that_says_something_else_of_its_length_ends_where_it_ends(said: int) -> None:
+    class Mistaken(Stream):
         def __len__(self) -> int:
-            return 20
+            return said
 
-    rates = rates_of(network(), DataLoader(Modest(), batch_size=10), epochs=1)
-    assert rates == pytest.approx([*expected_rates(2), 0, 0])
+    rates = rates_of(network(), DataLoader(Mistaken(), batch_size=10))
+    assert rates[4:] == pytest.approx(expected_rates(12)[4:])
+    assert rates[0] == pytest.approx(min(1.0, 10 / (said / 10 * 3)))
+
+
+def test_a_sampler_whose_length_is_not_implemented_is_a_stream() -> None:
+    class Sampler(torch.utils.data.Sampler[list[int]]):
+        def __iter__(self) -> Any:
+            return iter(torch.arange(40).split(10))
+
+        def __len__(self) -> int:
+            raise NotImplementedError
+
+    assert len(rates_of(network(), DataLoader(TensorDataset(X, Y), batch_sampler=Sampler()))) == 12
+
+
+def test_a_run_that_goes_on_with_batches_of_another_size_ends_at_almost_none(tmp_path: Any) -> None:
+    def loader(size: int) -> Any:
+        sampler = torch.utils.data.BatchSampler(range(40), size, drop_last=False)  # type: ignore[arg-type]
+        return DataLoader(TensorDataset(X, Y), batch_sampler=list(sampler))  # type: ignore[arg-type]
+
+    stopped_at_step(25, network(), loader(2), epochs=3, checkpoint=tmp_path / "run", learning_rate=1.0)
+    rates = rates_of(network(), loader(5), checkpoint=tmp_path / "run")
+    assert len(rates) == 16
+    assert rates[0] == expected_rates(60)[20]
+    assert rates[8:] == pytest.approx(expected_rates(24)[16:])
+
+
+def stopped_at_step(step: int, model: nn.Module, data: Any = (X, Y), **options: Any) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(_optimizer: Any, _args: Any, _options: Any) -> None:
+        seen.append(1)
+        if len(seen) > step:
+            raise Stopped
+
+    seen: list[int] = []
+    handle = register_optimizer_step_pre_hook(stop)
+    try:
+        with pytest.raises(Stopped):
+            fit(model, data, progress=False, **options)
+    finally:
+        handle.remove()
+
+
+def test_members_that_go_on_keep_their_rate_where_another_has_stopped(tmp_path: Any) -> None:
+    def ensemble(vectorize: bool) -> DeepEnsemble:
+        return DeepEnsemble([network(0), network(1)], vectorize=vectorize)
+
+    options: dict[str, Any] = {
+        "epochs": 6,
+        "batch_size": 8,
+        "validation_data": (X[:20], Y[:20]),
+        "patience": 1,
+        "seed": 11,
+    }
+    options["learning_rate"] = 0.3  # so high that the second member gets worse
+    whole = fit(ensemble(True), (X, Y), progress=False, **options)
+    assert [len(member.train_loss) for member in whole.members] == [6, 2]  # type: ignore[attr-defined]
+    path = tmp_path / "run"
+    stopped_at_step(12, ensemble(True), checkpoint=path, **options)  # after two epochs of both
+    stopped_at_step(7, ensemble(False), checkpoint=path, **options)  # after one more of the first
+    rates = rates_of(ensemble(True), checkpoint=path, **options)
+    assert rates == pytest.approx([0.3 * rate for rate in expected_rates(30)[15:]])
 
 
 def test_one_cycle_runs_through_its_whole_cycle() -> None:

@@ -73,9 +73,9 @@ def fit(
         weight_decay: Of AdamW.
         optimizer: Makes another optimizer from the trainable parameters.
         scheduler: ``"cosine"``: the learning rate rises over the first tenth of all steps and falls by half a cosine
-            over the others, to almost none (where the data are a stream that does not say how long it is, it falls from
-            epoch to epoch); None: it stays as it is; or what makes a schedule of the optimizer. ReduceLROnPlateau goes
-            by the validation NLL, or without validation data by the training loss.
+            over the others, to almost none (where the data do not say how long they are, the first epoch has the full
+            rate); None: it stays as it is; or what makes a schedule of the optimizer. ReduceLROnPlateau goes by the
+            validation NLL, or without validation data by the training loss.
         schedule_every: ``"epoch"``, or ``"step"``: whether a schedule of your own advances after each epoch, or after
             each step of the optimizer, as warm-up and OneCycle need.
         loss: ``loss(logits, targets)``, a scalar; the default is the cross-entropy, binary for a single logit, or of a
@@ -84,7 +84,7 @@ def fit(
         validation_data: Data to measure the negative log-likelihood on after each epoch, of the distribution that will
             be deployed: the covariance is fitted first.
         patience: Stops when the validation NLL has not improved for that many epochs, and goes back to the best
-            weights; members of an ensemble stop each by its own.
+            weights; members of an ensemble stop each by its own. The learning rate goes by ``epochs`` all the same.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
         gradient_accumulation_steps: Batches in one optimizer step.
         max_grad_norm: Clips the norm of the gradient.

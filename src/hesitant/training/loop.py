@@ -105,11 +105,6 @@ class _Run:
         self.classifies, self.outputs = settings.loss is None, settings.outputs_of(model)
         self.generator = cast(torch.Generator, getattr(loader, "generator", None) or torch.Generator())
         self.raw_optimizer = settings.make_optimizer(parameters)
-        steps = steps_per_epoch(loader, accelerator.num_processes, settings.gradient_accumulation_steps)
-        self.schedule = Schedule(settings.make_scheduler, settings.schedule_every, self.raw_optimizer, steps)
-        self.identity = run_identity(
-            model, settings, loader, self.raw_optimizer, self.schedule, accelerator.num_processes
-        )
         self.plain = steps_plainly(accelerator)
         if self.plain:
             self.optimizer = self.raw_optimizer
@@ -118,6 +113,11 @@ class _Run:
             self.prepared, self.loader = accelerator.prepare(model, loader, device_placement=placement)
         else:
             self.prepared, self.optimizer, self.loader = accelerator.prepare(model, self.raw_optimizer, loader)
+        steps = steps_per_epoch(self.loader, settings.gradient_accumulation_steps)  # of the worker
+        self.schedule = Schedule(settings.make_scheduler, settings.schedule_every, self.raw_optimizer, steps)
+        self.identity = run_identity(
+            model, settings, loader, self.raw_optimizer, self.schedule, accelerator.num_processes
+        )
 
     def epoch(self, number: int) -> float:
         """Trains for one epoch and answers its mean loss; ``number`` counts the epochs before it."""

@@ -7,17 +7,16 @@ from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
-from torch.utils.data import DataLoader
 
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 Every = Literal["epoch", "step"]
 
-_RISING = 0.1  # of all steps
+_RISING = 0.1  # of a run
 
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """A rate that rises over the first tenth of a run's steps, and falls by half a cosine to almost none at the last.
+    """A rate that rises over the first tenth of a run, and falls by half a cosine to almost none at its last step.
 
     Both are for the few epochs in which a pretrained model is fine-tuned. A full rate at the first steps, when Adam has
     seen no gradients and the classifier nothing at all, takes it apart; Mosbach et al., "On the Stability of
@@ -28,20 +27,45 @@ class CosineSchedule:
 
     epochs: int
 
-    def of(self, optimizer: Optimizer, steps_per_epoch: int | None) -> tuple[LRScheduler, Every]:
-        """Answers the schedule of an optimizer, and when it advances: where nobody knows of steps, by epochs.
 
-        By epochs it only falls.
-        """
-        total = self.epochs * (steps_per_epoch or 1)
-        rising = 0.0 if steps_per_epoch is None else _RISING * total
+class RisingAndFalling(LambdaLR):
+    """The CosineSchedule of one optimizer.
 
-        def share(done: int) -> float:
-            if done + 1 < rising:
-                return (done + 1) / rising
-            return (1 + math.cos(math.pi * min(max(done - rising, 0.0) / (total - rising), 1.0))) / 2
+    How far the run is it counts in epochs, and within an epoch by the steps that the data say it has; from the second
+    epoch on by those that the one before had. So it ends where the last epoch does, whatever a stream says of its
+    length, and where a run goes on with batches of another size. Of data that say nothing the first epoch has the full
+    rate.
 
-        return LambdaLR(optimizer, share), "epoch" if steps_per_epoch is None else "step"
+    Args:
+        optimizer: Whose rate it sets.
+        epochs: Of the run.
+        steps_per_epoch: Of the optimizer; None where nobody knows.
+    """
+
+    def __init__(self, optimizer: Optimizer, epochs: int, steps_per_epoch: int | None) -> None:
+        self.epochs, self.epochs_done = epochs, 0
+        self.steps_per_epoch, self.steps_done = steps_per_epoch, 0  # of this epoch
+        self.rising = _RISING if steps_per_epoch else 0.0
+        super().__init__(optimizer, lambda _: self._share())
+
+    def after_step(self) -> None:
+        """Takes note of a step of the optimizer, and sets the rate of the next."""
+        self.steps_done += 1
+        self.step()
+
+    def after_epoch(self) -> None:
+        """Takes note of an epoch's end, and sets the rate of the next step."""
+        self.epochs_done += 1
+        self.steps_per_epoch, self.steps_done = self.steps_done, 0
+        self.step()
+
+    def _share(self) -> float:
+        steps = self.steps_per_epoch or 0
+        done = (self.epochs_done + min(self.steps_done / steps, 1.0) if steps else self.epochs_done) / self.epochs
+        next_done = done + 1 / (steps * self.epochs) if steps else done
+        if next_done < self.rising:
+            return next_done / self.rising
+        return (1 + math.cos(math.pi * min(max(done - self.rising, 0.0) / (1 - self.rising), 1.0))) / 2
 
 
 class Schedule:
@@ -49,10 +73,11 @@ class Schedule:
 
     Args:
         make: Makes it of the optimizer; None is a constant rate.
-        every: ``"step"``, as warm-up and OneCycle need, or ``"epoch"``. ReduceLROnPlateau goes by what an epoch came
-            to: the validation NLL, or without validation data the training loss. A CosineSchedule goes by steps.
+        every: When a schedule of the user's own advances: ``"step"``, as warm-up and OneCycle need, or ``"epoch"``.
+            ReduceLROnPlateau goes by what an epoch came to: the validation NLL, or without validation data the training
+            loss.
         optimizer: Whose rate it sets.
-        steps_per_epoch: Of the optimizer; None where the data do not say how many they are.
+        steps_per_epoch: Of the optimizer; None where nobody knows.
 
     Raises:
         ValueError: A ReduceLROnPlateau is to advance after each step.
@@ -67,7 +92,7 @@ class Schedule:
     ) -> None:
         self.scheduler: LRScheduler | None = None
         if isinstance(make, CosineSchedule):
-            self.scheduler, every = make.of(optimizer, steps_per_epoch)
+            self.scheduler = RisingAndFalling(optimizer, make.epochs, steps_per_epoch)
         elif make is not None:
             self.scheduler = make(optimizer)
         self._every = every
@@ -76,24 +101,33 @@ class Schedule:
 
     def after_step(self) -> None:
         """Advances a schedule of steps."""
-        if self.scheduler is not None and self._every == "step":
+        if isinstance(self.scheduler, RisingAndFalling):
+            self.scheduler.after_step()
+        elif self.scheduler is not None and self._every == "step":
             self.scheduler.step()
 
     def after_epoch(self, measured: float) -> None:
         """Advances a schedule of epochs; ``measured`` is what a plateau is told by."""
-        if self.scheduler is None or self._every == "step":
+        if isinstance(self.scheduler, RisingAndFalling):
+            self.scheduler.after_epoch()
+        elif self.scheduler is None or self._every == "step":
             return
-        if isinstance(self.scheduler, ReduceLROnPlateau):
+        elif isinstance(self.scheduler, ReduceLROnPlateau):
             plateau: Any = self.scheduler
             plateau.step(measured)
         else:
             self.scheduler.step()
 
 
-def steps_per_epoch(loader: "DataLoader[Any]", num_workers: int, gradient_accumulation_steps: int) -> int | None:
-    """Answers the optimizer's steps in an epoch of each worker; None if the loader does not say how many batches."""
+def steps_per_epoch(batches: Any, gradient_accumulation_steps: int) -> int | None:
+    """Answers the optimizer's steps in an epoch of these batches; None if they do not say how many they are."""
+    num_batches = length_of(batches)
+    return None if not num_batches else math.ceil(num_batches / gradient_accumulation_steps)
+
+
+def length_of(data: Any) -> int | None:
+    """Answers the length that data say they have; None where they say none, as streams and some samplers."""
     try:
-        num_batches = len(loader)
-    except TypeError:  # of a stream
+        return len(data)
+    except (TypeError, NotImplementedError):
         return None
-    return max(1, math.ceil(math.ceil(num_batches / num_workers) / gradient_accumulation_steps))

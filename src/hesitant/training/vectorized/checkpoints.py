@@ -63,15 +63,17 @@ class MemberCheckpoints:
             raise CannotStackError("some members have a checkpoint and some have none")
         loaded = Loaded()
         for index, (path, member) in enumerate(zip(self._paths, self._members, strict=True)):
-            optimizer = _State({})
+            optimizer, scheduler = _State({}), _State({})
             progress, best = load_checkpoint(
                 path,
                 member,
                 cast(Any, optimizer),
                 self._batches.generators[index],
-                loaded.scheduler,
+                scheduler,
                 run=self._identities[index],
             )
+            if progress.epoch > max((others.epoch for others in loaded.progress), default=-1):
+                loaded.scheduler = scheduler  # of who has stopped early it stands still
             self._batches.random_states[index] = torch.get_rng_state()
             loaded.progress.append(progress)
             loaded.best.append(best)

@@ -43,7 +43,7 @@ class MemberBatches:
 
     def steps_per_epoch(self) -> int | None:
         """Answers the optimizer's steps in an epoch; None where the data do not say how many they are."""
-        return steps_per_epoch(self.loader(torch.Generator()), 1, self._each[0].gradient_accumulation_steps)
+        return steps_per_epoch(self.loader(torch.Generator()), self._each[0].gradient_accumulation_steps)
 
     def firsts(self, seeded: Callable[[int], Any]) -> list[Batch]:
         """Answers the first batch of each member, drawn apart: no order moves.
