@@ -14,7 +14,6 @@ with the guard of `recommend`, are fitted on the other. Out-of-domain inputs are
 
 import hashlib
 import json
-import os
 import statistics
 import time
 import warnings
@@ -30,7 +29,7 @@ from torch import nn
 from hesitant import SNGP, DeepEnsemble, DeferralPolicy, Deterministic, MCDropout, Prediction, calibrate
 from hesitant.detection import FeatureDetector
 from hesitant.evaluation import CalibrationWarning, accuracy, aupr, aurc, auroc, ece, fpr95, nll, uncertainty
-from hesitant.files import write_text
+from hesitant.files import replacing, write_text
 from hesitant.nn import SpectralNormalizer
 
 RISKS = (0.02, 0.05)
@@ -258,11 +257,9 @@ def _train(study: Study, known: Known, kind: str, number: int) -> None:
     began = time.perf_counter()
     study.train(model, known, kind, number)
     seconds = time.perf_counter() - began
-    unfinished = kept.with_suffix(".part")
-    torch.save(
-        {"state": {key: value.cpu() for key, value in model.state_dict().items()}, "seconds": seconds}, unfinished
-    )
-    os.replace(unfinished, kept)
+    state = {key: value.cpu() for key, value in model.state_dict().items()}
+    with replacing(kept) as unfinished:
+        torch.save({"state": state, "seconds": seconds}, unfinished)
     print(f"{study.name}: trained {kind} {number} in {seconds:.0f} s", flush=True)
 
 

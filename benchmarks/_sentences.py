@@ -4,7 +4,6 @@ A split is loaded by its name and nothing else is read with it: what chooses nam
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
+
+from hesitant.files import replacing
 
 Texts = tuple[list[str], Tensor]  # and their classes, -1 for what is none of them
 WIDTH = 384  # of an embedding
@@ -54,10 +55,9 @@ def embeddings(
     if not kept.exists():
         found, classes = texts()
         kept.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = kept.with_suffix(".part")
-        with unfinished.open("wb") as file:
-            np.savez(file, embeddings=embedded(found, max_length, normalised).numpy(), targets=classes.numpy())
-        os.replace(unfinished, kept)
+        numbers = embedded(found, max_length, normalised).numpy()
+        with replacing(kept) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, embeddings=numbers, targets=classes.numpy())
     arrays = np.load(kept)
     return torch.from_numpy(arrays["embeddings"]), torch.from_numpy(arrays["targets"])
 

@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader
 
 from hesitant import SNGP, Deterministic, fit
 from hesitant.data import split
+from hesitant.files import replacing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "clinc150.json"
@@ -146,7 +147,8 @@ def trained_classifier(work: Path, folder: Path, number: int) -> dict[str, Tenso
         torch.manual_seed(number)
         linear = nn.Linear(WIDTH, NUM_CLASSES)
         fit(linear, (inputs, targets), epochs=EPOCHS["frozen"], seed=number, device="cpu", progress=False)
-        torch.save(linear.state_dict(), kept)
+        with replacing(kept) as unfinished:
+            torch.save(linear.state_dict(), unfinished)
     weights: dict[str, Tensor] = torch.load(kept, weights_only=True)
     return weights
 

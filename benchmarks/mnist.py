@@ -41,6 +41,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from hesitant import SNGP, DeepEnsemble, Deterministic, MCDropout, Prediction, fit
 from hesitant.data import fashion_mnist, mnist
 from hesitant.evaluation import accuracy, auroc, ece, nll
+from hesitant.files import write_text
 from hesitant.nn import mean_field_logits
 from hesitant.nn.models import MLP
 
@@ -315,9 +316,7 @@ def keep(path: Path, part: str, found: dict[str, Any], device: str) -> None:
         "sngp": {name: recipe.sngp for name, recipe in RECIPES.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(results, indent=2) + "\n")
-    unfinished.replace(path)
+    write_text(path, json.dumps(results, indent=2) + "\n")
 
 
 def note_in(path: Path, name: str, device: str) -> Callable[[int, str, dict[str, float]], None]:
